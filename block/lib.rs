@@ -1,0 +1,1 @@
+//! The block layer: BlockBackend, nodes, block drivers, AioContexts. It knows nothing of virtio.

@@ -1,0 +1,2 @@
+//! The blockport daemon and its commands.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The reference device.
+fn main() {}
