@@ -88,9 +88,7 @@ impl PartialEq for Options {
 /// Whether `name` may name a node, an object or an export: a letter, then letters, digits, `-`, `.` and `_`.
 pub fn is_valid_id(name: &str) -> bool {
     name.starts_with(|first: char| first.is_ascii_alphabetic())
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }
 
 impl From<serde_json::Value> for Value {
@@ -100,14 +98,10 @@ impl From<serde_json::Value> for Value {
             serde_json::Value::Bool(value) => Self::Bool(value),
             serde_json::Value::Number(value) => Self::Number(value),
             serde_json::Value::String(value) => Self::String(value),
-            serde_json::Value::Array(list) => {
-                Self::List(list.into_iter().map(Self::from).collect())
+            serde_json::Value::Array(list) => Self::List(list.into_iter().map(Self::from).collect()),
+            serde_json::Value::Object(map) => {
+                Self::Dict(map.into_iter().map(|(key, value)| (key, Self::from(value))).collect())
             }
-            serde_json::Value::Object(map) => Self::Dict(
-                map.into_iter()
-                    .map(|(key, value)| (key, Self::from(value)))
-                    .collect(),
-            ),
         }
     }
 }
@@ -147,10 +141,7 @@ impl Value {
             Self::Number(number) => number.clone().into(),
             Self::Null => serde_json::Value::Null,
             Self::List(list) => list.iter().map(Self::to_json).collect(),
-            Self::Dict(entries) => entries
-                .iter()
-                .map(|(key, value)| (key.clone(), value.to_json()))
-                .collect(),
+            Self::Dict(entries) => entries.iter().map(|(key, value)| (key.clone(), value.to_json())).collect(),
         }
     }
 }
@@ -165,14 +156,8 @@ impl Options {
     /// A tree from a JSON object that is parsed already. Fails if it is not an object.
     pub fn from_json(json: serde_json::Value) -> Result<Self> {
         match Value::from(json) {
-            Value::Dict(entries) => Ok(Self {
-                entries,
-                ..Self::default()
-            }),
-            other => Err(OptionsError::syntax(
-                "",
-                format!("expected a JSON object, not {:?}", other.shown()),
-            )),
+            Value::Dict(entries) => Ok(Self { entries, ..Self::default() }),
+            other => Err(OptionsError::syntax("", format!("expected a JSON object, not {:?}", other.shown()))),
         }
     }
 
@@ -265,19 +250,14 @@ impl Options {
 
     /// The tree as a JSON object. Values written as key=value, whose type nobody has decided, become strings.
     pub fn to_json(&self) -> serde_json::Value {
-        self.entries
-            .iter()
-            .map(|(key, value)| (key.clone(), value.to_json()))
-            .collect()
+        self.entries.iter().map(|(key, value)| (key.clone(), value.to_json())).collect()
     }
 
     fn find(&self, key: &str) -> Option<&Value> {
         let mut entries = &self.entries;
         let mut rest = key;
         loop {
-            let (first, after) = rest
-                .split_once('.')
-                .map_or((rest, None), |(first, after)| (first, Some(after)));
+            let (first, after) = rest.split_once('.').map_or((rest, None), |(first, after)| (first, Some(after)));
             let (_, value) = entries.iter().find(|(name, _)| name == first)?;
             match (after, value) {
                 (None, value) => return Some(value),
@@ -294,27 +274,12 @@ impl Options {
 /// Complaints of whoever takes the options, in the same words as those of the takers.
 impl Options {
     fn error(&self, key: &str, kind: OptionsErrorKind) -> OptionsError {
-        OptionsError {
-            subject: self.subject.clone(),
-            path: self.path_of(key),
-            kind,
-        }
+        OptionsError { subject: self.subject.clone(), path: self.path_of(key), kind }
     }
 
     /// Option `key` has a `value` that is not `expected` (worded to follow "must be").
-    pub fn invalid(
-        &self,
-        key: &str,
-        value: impl fmt::Display,
-        expected: impl Into<String>,
-    ) -> OptionsError {
-        self.error(
-            key,
-            OptionsErrorKind::Invalid {
-                value: value.to_string(),
-                expected: expected.into(),
-            },
-        )
+    pub fn invalid(&self, key: &str, value: impl fmt::Display, expected: impl Into<String>) -> OptionsError {
+        self.error(key, OptionsErrorKind::Invalid { value: value.to_string(), expected: expected.into() })
     }
 
     /// Option `key` is needed and not given.
@@ -324,22 +289,12 @@ impl Options {
 
     /// Option `key` is known, its `value` is not supported yet.
     pub fn unsupported_value(&self, key: &str, value: impl Into<String>) -> OptionsError {
-        self.error(
-            key,
-            OptionsErrorKind::UnsupportedValue {
-                value: value.into(),
-            },
-        )
+        self.error(key, OptionsErrorKind::UnsupportedValue { value: value.into() })
     }
 
     /// Options `key` and `other` are both given and exclude each other.
     pub fn conflict(&self, key: &str, other: &str) -> OptionsError {
-        self.error(
-            key,
-            OptionsErrorKind::Conflict {
-                other: self.path_of(other),
-            },
-        )
+        self.error(key, OptionsErrorKind::Conflict { other: self.path_of(other) })
     }
 }
 
@@ -351,11 +306,7 @@ impl Options {
             Ok(value) => Ok(value),
             Err((end, shown)) => {
                 let group = &key[..end];
-                Err(self.invalid(
-                    group,
-                    shown,
-                    format!("a group of options such as {:?}", self.path_of(key)),
-                ))
+                Err(self.invalid(group, shown, format!("a group of options such as {:?}", self.path_of(key))))
             }
         }
     }
@@ -384,9 +335,7 @@ impl Options {
                 "off" | "no" | "false" | "n" => Ok(Some(false)),
                 _ => Err(self.invalid(key, text, "on or off")),
             },
-            Some(other) => {
-                Err(self.invalid(key, other.shown(), "true or false (without quotes in JSON)"))
-            }
+            Some(other) => Err(self.invalid(key, other.shown(), "true or false (without quotes in JSON)")),
         }
     }
 
@@ -402,78 +351,48 @@ impl Options {
                 Some(value) => Ok(Some(value)),
                 None => Err(self.invalid(key, number, "a whole number from 0")),
             },
-            Some(other) => Err(self.invalid(
-                key,
-                other.shown(),
-                "a whole number from 0 (without quotes in JSON)",
-            )),
+            Some(other) => Err(self.invalid(key, other.shown(), "a whole number from 0 (without quotes in JSON)")),
         }
     }
 
     /// Takes a whole number in `range`.
-    pub fn take_u64_in(
-        &mut self,
-        key: &str,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Result<Option<u64>> {
+    pub fn take_u64_in(&mut self, key: &str, range: std::ops::RangeInclusive<u64>) -> Result<Option<u64>> {
         let value = self.take_u64(key)?;
         match value {
-            Some(value) if !range.contains(&value) => Err(self.invalid(
-                key,
-                value,
-                format!("from {} to {}", range.start(), range.end()),
-            )),
+            Some(value) if !range.contains(&value) => {
+                Err(self.invalid(key, value, format!("from {} to {}", range.start(), range.end())))
+            }
             _ => Ok(value),
         }
     }
 
     /// Takes a size in bytes, at most 2^63 − 1, as [`parse_size`] reads it; in JSON a number of bytes.
     pub fn take_size(&mut self, key: &str) -> Result<Option<u64>> {
-        const EXPECTED: &str =
-            "a size below 8E, in bytes or with a unit (such as 512, 64K or 1.5G)";
+        const EXPECTED: &str = "a size below 8E, in bytes or with a unit (such as 512, 64K or 1.5G)";
         match self.take(key)? {
             None => Ok(None),
             Some(Value::Text(text)) => match parse_size(&text) {
                 Some(bytes) => Ok(Some(bytes)),
                 None => Err(self.invalid(key, text, EXPECTED)),
             },
-            Some(Value::Number(number)) => match number
-                .as_u64()
-                .filter(|&bytes| i64::try_from(bytes).is_ok())
-            {
+            Some(Value::Number(number)) => match number.as_u64().filter(|&bytes| i64::try_from(bytes).is_ok()) {
                 Some(bytes) => Ok(Some(bytes)),
                 None => Err(self.invalid(key, number, "a number of bytes below 2^63")),
             },
-            Some(other) => Err(self.invalid(
-                key,
-                other.shown(),
-                "a number of bytes (without quotes in JSON)",
-            )),
+            Some(other) => Err(self.invalid(key, other.shown(), "a number of bytes (without quotes in JSON)")),
         }
     }
 
     /// Takes one of the names in `choices` and returns what it stands for.
     pub fn take_enum<T: Clone>(&mut self, key: &str, choices: &[(&str, T)]) -> Result<Option<T>> {
-        let names = || {
-            choices
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let names = || choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         match self.take(key)? {
             None => Ok(None),
-            Some(Value::Text(text) | Value::String(text)) => {
-                match choices.iter().find(|(name, _)| *name == text) {
-                    Some((_, choice)) => Ok(Some(choice.clone())),
-                    None => Err(self.invalid(key, text, format!("one of {}", names()))),
-                }
-            }
-            Some(other) => Err(self.invalid(
-                key,
-                other.shown(),
-                format!("one of {} (a string in JSON)", names()),
-            )),
+            Some(Value::Text(text) | Value::String(text)) => match choices.iter().find(|(name, _)| *name == text) {
+                Some((_, choice)) => Ok(Some(choice.clone())),
+                None => Err(self.invalid(key, text, format!("one of {}", names()))),
+            },
+            Some(other) => Err(self.invalid(key, other.shown(), format!("one of {} (a string in JSON)", names()))),
         }
     }
 
@@ -483,11 +402,9 @@ impl Options {
             None => Ok(None),
             Some(Value::Text(name) | Value::String(name)) => Ok(Some(ChildRef::Reference(name))),
             Some(Value::Dict(entries)) => Ok(Some(ChildRef::Inline(self.nested(key, entries)))),
-            Some(other) => Err(self.invalid(
-                key,
-                other.shown(),
-                "a node-name, or a group of options that defines a node",
-            )),
+            Some(other) => {
+                Err(self.invalid(key, other.shown(), "a node-name, or a group of options that defines a node"))
+            }
         }
     }
 
@@ -556,11 +473,9 @@ impl Options {
         match self.take(key)? {
             None => Ok(None),
             Some(Value::List(list)) => Ok(Some(list)),
-            Some(other) => Err(self.invalid(
-                key,
-                other.shown(),
-                format!("a list, its elements numbered from {key:?}.0"),
-            )),
+            Some(other) => {
+                Err(self.invalid(key, other.shown(), format!("a list, its elements numbered from {key:?}.0")))
+            }
         }
     }
 
@@ -586,39 +501,23 @@ impl Options {
     }
 
     fn nested(&self, key: &str, entries: Vec<(String, Value)>) -> Options {
-        Options {
-            subject: self.subject.clone(),
-            prefix: format!("{}{key}.", self.prefix),
-            entries,
-        }
+        Options { subject: self.subject.clone(), prefix: format!("{}{key}.", self.prefix), entries }
     }
 }
 
 /// The value at `key`, made first if there is none.
-fn entry<'a>(
-    entries: &'a mut Vec<(String, Value)>,
-    key: &str,
-    make: impl FnOnce() -> Value,
-) -> &'a mut Value {
-    let index = entries
-        .iter()
-        .position(|(name, _)| name == key)
-        .unwrap_or_else(|| {
-            entries.push((key.to_owned(), make()));
-            entries.len() - 1
-        });
+fn entry<'a>(entries: &'a mut Vec<(String, Value)>, key: &str, make: impl FnOnce() -> Value) -> &'a mut Value {
+    let index = entries.iter().position(|(name, _)| name == key).unwrap_or_else(|| {
+        entries.push((key.to_owned(), make()));
+        entries.len() - 1
+    });
     &mut entries[index].1
 }
 
 /// Removes what stands at the dotted key, and the groups that are empty then, so that taking every option of a group
 /// takes the group. The error is where in `key` something other than a group stands, and that value.
-fn take_from(
-    entries: &mut Vec<(String, Value)>,
-    key: &str,
-) -> std::result::Result<Option<Value>, (usize, String)> {
-    let (first, after) = key
-        .split_once('.')
-        .map_or((key, None), |(first, after)| (first, Some(after)));
+fn take_from(entries: &mut Vec<(String, Value)>, key: &str) -> std::result::Result<Option<Value>, (usize, String)> {
+    let (first, after) = key.split_once('.').map_or((key, None), |(first, after)| (first, Some(after)));
     let Some(index) = entries.iter().position(|(name, _)| name == first) else {
         return Ok(None);
     };
@@ -647,8 +546,7 @@ mod tests {
 
     #[test]
     fn takers_consume_and_convert() {
-        let mut options =
-            parse("raw,read-only=on,cache.direct=off,offset=0x200,size=1.5K,locking=auto,n=010");
+        let mut options = parse("raw,read-only=on,cache.direct=off,offset=0x200,size=1.5K,locking=auto,n=010");
         assert_eq!(options.take_str("driver").unwrap().as_deref(), Some("raw"));
         assert_eq!(options.take_str("driver").unwrap(), None);
         assert_eq!(options.take_bool("read-only").unwrap(), Some(true));
@@ -657,12 +555,7 @@ mod tests {
         assert_eq!(options.take_u64("offset").unwrap(), Some(512));
         assert_eq!(options.take_size("size").unwrap(), Some(1536));
         assert_eq!(options.take_u64("n").unwrap(), Some(8));
-        assert_eq!(
-            options
-                .take_enum("locking", &[("auto", 1), ("on", 2)])
-                .unwrap(),
-            Some(1)
-        );
+        assert_eq!(options.take_enum("locking", &[("auto", 1), ("on", 2)]).unwrap(), Some(1));
         options.finish().unwrap();
     }
 
@@ -691,25 +584,13 @@ mod tests {
             refuse(json!("on"), bool_of),
             r#"option "x" must be true or false (without quotes in JSON), not "on""#
         );
-        assert_eq!(
-            refuse(json!(1.5), u64_of),
-            r#"option "x" must be a whole number from 0, not "1.5""#
-        );
-        assert_eq!(
-            refuse(json!(-1), u64_of),
-            r#"option "x" must be a whole number from 0, not "-1""#
-        );
+        assert_eq!(refuse(json!(1.5), u64_of), r#"option "x" must be a whole number from 0, not "1.5""#);
+        assert_eq!(refuse(json!(-1), u64_of), r#"option "x" must be a whole number from 0, not "-1""#);
         assert!(refuse(json!("1"), u64_of).contains("without quotes"));
         assert!(refuse(json!("1k"), size_of).contains("without quotes"));
         assert!(refuse(json!(1u64 << 63), size_of).contains("below 2^63"));
-        assert_eq!(
-            refuse(json!([]), str_of),
-            r#"option "x" must be a string, not "a list""#
-        );
-        assert_eq!(
-            refuse(json!({}), str_of),
-            r#"option "x" must be a string, not "a group of options""#
-        );
+        assert_eq!(refuse(json!([]), str_of), r#"option "x" must be a string, not "a list""#);
+        assert_eq!(refuse(json!({}), str_of), r#"option "x" must be a string, not "a group of options""#);
     }
 
     #[test]
@@ -727,27 +608,17 @@ mod tests {
             ("On", None),
             ("1", None),
         ] {
-            assert_eq!(
-                parse(&format!("b={text}")).take_bool("b").ok().flatten(),
-                value,
-                "{text}"
-            );
+            assert_eq!(parse(&format!("b={text}")).take_bool("b").ok().flatten(), value, "{text}");
         }
     }
 
     #[test]
     fn errors_name_subject_path_value_and_expectation() {
-        let options = || {
-            parse("raw,node-name=disk0,file.driver=file,file.locking=maybe")
-                .with_subject(r#"blockdev "disk0""#)
-        };
+        let options =
+            || parse("raw,node-name=disk0,file.driver=file,file.locking=maybe").with_subject(r#"blockdev "disk0""#);
         let mut parent = options();
-        let ChildRef::Inline(mut file) = parent.require_child("file").unwrap() else {
-            panic!("inline")
-        };
-        let locking = file
-            .take_enum("locking", &[("auto", 0), ("on", 1), ("off", 2)])
-            .unwrap_err();
+        let ChildRef::Inline(mut file) = parent.require_child("file").unwrap() else { panic!("inline") };
+        let locking = file.take_enum("locking", &[("auto", 0), ("on", 1), ("off", 2)]).unwrap_err();
         assert_eq!(
             locking.to_string(),
             r#"blockdev "disk0": option "file.locking" must be one of auto, on, off, not "maybe""#
@@ -758,10 +629,7 @@ mod tests {
             r#"blockdev "disk0": option "file.filename" is missing"#
         );
         assert_eq!(
-            options()
-                .take_unsupported(&["aio", "file.driver"])
-                .unwrap_err()
-                .to_string(),
+            options().take_unsupported(&["aio", "file.driver"]).unwrap_err().to_string(),
             r#"blockdev "disk0": option "file.driver" is not supported yet"#
         );
         assert_eq!(
@@ -769,10 +637,7 @@ mod tests {
             r#"blockdev "disk0": option "node-name" must be a group of options such as "node-name.x", not "disk0""#
         );
         assert_eq!(
-            options()
-                .take_u64_in("file.driver", 1..=2)
-                .unwrap_err()
-                .to_string(),
+            options().take_u64_in("file.driver", 1..=2).unwrap_err().to_string(),
             r#"blockdev "disk0": option "file.driver" must be a whole number from 0, not "file""#
         );
         assert_eq!(
@@ -784,10 +649,7 @@ mod tests {
             r#"blockdev "disk0": option "aio": "native" is not supported yet"#
         );
         let syntax = parse_keyval("a", None).unwrap_err().about("--blockdev");
-        assert_eq!(
-            syntax.to_string(),
-            r#"--blockdev: option "a" has no value: write it as key=value"#
-        );
+        assert_eq!(syntax.to_string(), r#"--blockdev: option "a" has no value: write it as key=value"#);
     }
 
     #[test]
@@ -795,14 +657,8 @@ mod tests {
         let mut options = parse("raw,file.driver=file,file.x.y=1,z=2");
         options.take_str("driver").unwrap();
         options.take_str("file.driver").unwrap();
-        assert_eq!(
-            options.finish().unwrap_err().to_string(),
-            r#"option "file.x.y" is unknown"#
-        );
-        assert_eq!(
-            parse("l.0.a=1").finish().unwrap_err().to_string(),
-            r#"option "l.0.a" is unknown"#
-        );
+        assert_eq!(options.finish().unwrap_err().to_string(), r#"option "file.x.y" is unknown"#);
+        assert_eq!(parse("l.0.a=1").finish().unwrap_err().to_string(), r#"option "l.0.a" is unknown"#);
         let dotted = parse(r#"{"file.driver": "null-co"}"#).finish().unwrap_err();
         assert_eq!(
             dotted.to_string(),
@@ -812,34 +668,18 @@ mod tests {
 
     #[test]
     fn children_groups_and_lists() {
-        let mut options =
-            parse("raw,file=disk0,backing.driver=null-co,i.0=a,i.1=b,r.0.x=1,r.1.y=2,s=one");
-        assert_eq!(
-            options.take_child("file").unwrap(),
-            Some(ChildRef::Reference("disk0".into()))
-        );
+        let mut options = parse("raw,file=disk0,backing.driver=null-co,i.0=a,i.1=b,r.0.x=1,r.1.y=2,s=one");
+        assert_eq!(options.take_child("file").unwrap(), Some(ChildRef::Reference("disk0".into())));
         assert_eq!(options.take_child("none").unwrap(), None);
         let mut backing = options.take_options("backing").unwrap().unwrap();
         assert_eq!(backing.path_of("x"), "backing.x");
         assert_eq!(backing.require_str("driver").unwrap(), "null-co");
-        assert_eq!(
-            options.take_str_or_list("s").unwrap(),
-            Some(vec!["one".into()])
-        );
-        assert_eq!(
-            options.take_str_or_list("i").unwrap(),
-            Some(vec!["a".into(), "b".into()])
-        );
+        assert_eq!(options.take_str_or_list("s").unwrap(), Some(vec!["one".into()]));
+        assert_eq!(options.take_str_or_list("i").unwrap(), Some(vec!["a".into(), "b".into()]));
         let mut rules = options.take_options_list("r").unwrap().unwrap();
         let second = rules.pop().unwrap();
-        assert_eq!(
-            second.finish().unwrap_err().to_string(),
-            r#"option "r.1.y" is unknown"#
-        );
-        assert_eq!(
-            options.require_child("f").unwrap_err().kind(),
-            &OptionsErrorKind::Missing
-        );
+        assert_eq!(second.finish().unwrap_err().to_string(), r#"option "r.1.y" is unknown"#);
+        assert_eq!(options.require_child("f").unwrap_err().kind(), &OptionsErrorKind::Missing);
 
         let mut json = Options::from_json(json!({"backing": null, "file": 1})).unwrap();
         assert!(!json.take_null("file"));
@@ -851,15 +691,9 @@ mod tests {
     #[test]
     fn trees_can_be_built_in_code() {
         let mut file = Options::new();
-        file.set_str("driver", "file")
-            .set_bool("cache.direct", true)
-            .set_u64("n", 1);
+        file.set_str("driver", "file").set_bool("cache.direct", true).set_u64("n", 1);
         let mut options = Options::new();
-        options
-            .set_str("driver", "raw")
-            .set_str("file", "x")
-            .set_options("file", file)
-            .set_bool("file.n", false);
+        options.set_str("driver", "raw").set_str("file", "x").set_options("file", file).set_bool("file.n", false);
         let tree = json!({"driver": "raw", "file": {"driver": "file", "cache": {"direct": true}, "n": false}});
         assert_eq!(options.to_json(), tree);
         assert_eq!(options.peek_str("file.driver"), Some("file"));

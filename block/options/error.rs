@@ -50,11 +50,7 @@ pub type Result<T> = std::result::Result<T, OptionsError>;
 
 impl OptionsError {
     pub(super) fn syntax(path: impl Into<String>, found: impl Into<String>) -> Self {
-        Self {
-            subject: String::new(),
-            path: path.into(),
-            kind: OptionsErrorKind::Syntax(found.into()),
-        }
+        Self { subject: String::new(), path: path.into(), kind: OptionsErrorKind::Syntax(found.into()) }
     }
 
     /// Says whose options these are, unless that is known already.
@@ -96,10 +92,7 @@ impl fmt::Display for OptionsError {
                 write!(f, "option {path:?}: {value:?} is not supported yet")
             }
             OptionsErrorKind::Inconsistent => {
-                write!(
-                    f,
-                    "option {path:?} is used both with a value and with options nested in it"
-                )
+                write!(f, "option {path:?} is used both with a value and with options nested in it")
             }
             OptionsErrorKind::Conflict { other } => {
                 write!(f, "options {path:?} and {other:?} exclude each other")

@@ -36,9 +36,9 @@ pub fn parse_keyval(text: &str, implied_key: Option<&str>) -> Result<Options> {
             _ => {
                 let key = &rest[..key_end];
                 check_key(key)?;
-                let value = rest[key_end..].strip_prefix('=').ok_or_else(|| {
-                    OptionsError::syntax(key, "has no value: write it as key=value")
-                })?;
+                let value = rest[key_end..]
+                    .strip_prefix('=')
+                    .ok_or_else(|| OptionsError::syntax(key, "has no value: write it as key=value"))?;
                 (key, value)
             }
         };
@@ -50,10 +50,7 @@ pub fn parse_keyval(text: &str, implied_key: Option<&str>) -> Result<Options> {
         .into_iter()
         .map(|(key, value)| Ok((key.clone(), numbers_to_list(key, value)?)))
         .collect::<Result<_>>()?;
-    Ok(Options {
-        entries,
-        ..Options::default()
-    })
+    Ok(Options { entries, ..Options::default() })
 }
 
 /// Splits off a value at the first single comma; `,,` becomes a comma in it.
@@ -83,10 +80,7 @@ fn is_number(component: &str) -> bool {
 /// Refuses keys whose components are empty, too long or too many, or hold characters no option name has.
 fn check_key(key: &str) -> Result<()> {
     if key.is_empty() {
-        return Err(OptionsError::syntax(
-            "",
-            "an option has no name: write it as key=value",
-        ));
+        return Err(OptionsError::syntax("", "an option has no name: write it as key=value"));
     }
     for (index, component) in key.split('.').enumerate() {
         let complaint = if component.is_empty() {
@@ -98,9 +92,7 @@ fn check_key(key: &str) -> Result<()> {
         } else if index > 0 && is_number(component) {
             continue;
         } else if !component.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            || !component
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            || !component.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         {
             "has no valid name: a letter, then letters, digits, '-' and '_'"
         } else {
@@ -152,21 +144,14 @@ fn numbers_to_list(path: String, value: Value) -> Result<Value> {
         return Ok(Value::Dict(values));
     }
     if numbers < entries.len() {
-        return Err(OptionsError::syntax(
-            path,
-            "is used both as a list and with named options in it",
-        ));
+        return Err(OptionsError::syntax(path, "is used both as a list and with named options in it"));
     }
     let mut list = Vec::with_capacity(entries.len());
     for index in 0..entries.len() {
         let number = index.to_string();
         let element_path = format!("{path}.{number}");
         let Some(found) = entries.iter().position(|(key, _)| *key == number) else {
-            return Err(OptionsError {
-                subject: String::new(),
-                path: element_path,
-                kind: OptionsErrorKind::Missing,
-            });
+            return Err(OptionsError { subject: String::new(), path: element_path, kind: OptionsErrorKind::Missing });
         };
         // The order of the others no longer matters: they are looked up by number.
         list.push(numbers_to_list(element_path, entries[found].1.clone())?);
@@ -179,14 +164,8 @@ fn numbers_to_list(path: String, value: Value) -> Result<Value> {
 /// included.
 pub(super) fn parse_json(text: &str) -> Result<Options> {
     match serde_json::from_str(&with_double_quotes(text)) {
-        Ok(Value::Dict(entries)) => Ok(Options {
-            entries,
-            ..Options::default()
-        }),
-        Ok(other) => Err(OptionsError::syntax(
-            "",
-            format!("expected a JSON object, not {:?}", other.shown()),
-        )),
+        Ok(Value::Dict(entries)) => Ok(Options { entries, ..Options::default() }),
+        Ok(other) => Err(OptionsError::syntax("", format!("expected a JSON object, not {:?}", other.shown()))),
         Err(error) => Err(OptionsError::syntax("", format!("JSON: {error}"))),
     }
 }
@@ -247,9 +226,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> std::result::Result<Value, E> {
-        serde_json::Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("a number that is not finite"))
+        serde_json::Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
     }
 
     fn visit_str<E>(self, value: &str) -> std::result::Result<Value, E> {
@@ -303,9 +280,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
     let bytes = if text.starts_with("0x") || text.starts_with("0X") {
         u128::from(parse_u64(text)?)
     } else {
-        let digits_end = text
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(text.len());
+        let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(digits_end);
         let shift = match unit {
             "" | "b" | "B" => 0,
@@ -325,16 +300,10 @@ pub fn parse_size(text: &str) -> Option<u64> {
         // 18 digits are finer than a byte in any unit.
         let fraction = &fraction[..fraction.len().min(18)];
         let scale = 10u128.pow(u32::try_from(fraction.len()).ok()?);
-        let fraction = if fraction.is_empty() {
-            0
-        } else {
-            u128::from(fraction.parse::<u64>().ok()?)
-        };
+        let fraction = if fraction.is_empty() { 0 } else { u128::from(fraction.parse::<u64>().ok()?) };
         whole + ((fraction << shift) + scale / 2) / scale
     };
-    u64::try_from(bytes)
-        .ok()
-        .filter(|&bytes| i64::try_from(bytes).is_ok())
+    u64::try_from(bytes).ok().filter(|&bytes| i64::try_from(bytes).is_ok())
 }
 
 #[cfg(test)]
@@ -348,9 +317,7 @@ mod tests {
     }
 
     fn refusal(text: &str) -> String {
-        parse_keyval(text, Some("driver"))
-            .expect_err(text)
-            .to_string()
+        parse_keyval(text, Some("driver")).expect_err(text).to_string()
     }
 
     #[test]
@@ -358,35 +325,20 @@ mod tests {
         for (text, tree) in [
             ("", json!({})),
             ("null-co", json!({"driver": "null-co"})),
-            (
-                "null-co,size=1G",
-                json!({"driver": "null-co", "size": "1G"}),
-            ),
-            (
-                "driver=raw,file=disk0",
-                json!({"driver": "raw", "file": "disk0"}),
-            ),
+            ("null-co,size=1G", json!({"driver": "null-co", "size": "1G"})),
+            ("driver=raw,file=disk0", json!({"driver": "raw", "file": "disk0"})),
             (
                 "raw,file.driver=file,file.filename=/a",
                 json!({"driver": "raw", "file": {"driver": "file", "filename": "/a"}}),
             ),
-            (
-                "a.b.c=1,a.b.d=2,a.e=3",
-                json!({"a": {"b": {"c": "1", "d": "2"}, "e": "3"}}),
-            ),
-            (
-                "raw,filename=a,,b,,,,c=d",
-                json!({"driver": "raw", "filename": "a,b,,c=d"}),
-            ),
+            ("a.b.c=1,a.b.d=2,a.e=3", json!({"a": {"b": {"c": "1", "d": "2"}, "e": "3"}})),
+            ("raw,filename=a,,b,,,,c=d", json!({"driver": "raw", "filename": "a,b,,c=d"})),
             ("a=,b==", json!({"a": "", "b": "="})),
             ("a=1,a=2", json!({"a": "2"})),
             ("a=1,", json!({"a": "1"})),
             ("x,,y,a=1", json!({"driver": "x,y", "a": "1"})),
             ("l.1=b,l.0=a", json!({"l": ["a", "b"]})),
-            (
-                "l.0.x=1,l.0.y=2,l.1.x=3",
-                json!({"l": [{"x": "1", "y": "2"}, {"x": "3"}]}),
-            ),
+            ("l.0.x=1,l.0.y=2,l.1.x=3", json!({"l": [{"x": "1", "y": "2"}, {"x": "3"}]})),
             ("l.0.0=a,l.0.1=b", json!({"l": [["a", "b"]]})),
         ] {
             assert_eq!(parse(text).to_json(), tree, "{text}");
@@ -396,56 +348,30 @@ mod tests {
     #[test]
     fn keyval_refuses_what_it_cannot_read() {
         for (text, complaint) in [
-            (
-                "raw,size",
-                r#"option "size" has no value: write it as key=value"#,
-            ),
+            ("raw,size", r#"option "size" has no value: write it as key=value"#),
             ("raw,=1", "an option has no name: write it as key=value"),
             (",raw", "an option has no name: write it as key=value"),
-            (
-                "raw,a..b=1",
-                r#"option "a..b" has an empty part in its name"#,
-            ),
+            ("raw,a..b=1", r#"option "a..b" has an empty part in its name"#),
             ("raw,.a=1", r#"option ".a" has an empty part in its name"#),
-            (
-                "raw,0.a=1",
-                r#"option "0.a" has no valid name: a letter, then letters, digits, '-' and '_'"#,
-            ),
-            (
-                "raw,a/b=1",
-                r#"option "a/b" has no valid name: a letter, then letters, digits, '-' and '_'"#,
-            ),
-            (
-                "raw,a=1,a.b=2",
-                r#"option "a" is used both with a value and with options nested in it"#,
-            ),
-            (
-                "raw,x.a.b=1,x.a=2",
-                r#"option "x.a" is used both with a value and with options nested in it"#,
-            ),
+            ("raw,0.a=1", r#"option "0.a" has no valid name: a letter, then letters, digits, '-' and '_'"#),
+            ("raw,a/b=1", r#"option "a/b" has no valid name: a letter, then letters, digits, '-' and '_'"#),
+            ("raw,a=1,a.b=2", r#"option "a" is used both with a value and with options nested in it"#),
+            ("raw,x.a.b=1,x.a=2", r#"option "x.a" is used both with a value and with options nested in it"#),
             ("raw,l.0=a,l.2=b", r#"option "l.1" is missing"#),
             ("raw,x.l.00=a", r#"option "x.l.0" is missing"#),
-            (
-                "raw,l.0=a,l.b=b",
-                r#"option "l" is used both as a list and with named options in it"#,
-            ),
+            ("raw,l.0=a,l.b=b", r#"option "l" is used both as a list and with named options in it"#),
         ] {
             assert_eq!(refusal(text), complaint, "{text}");
         }
         assert!(refusal(&format!("raw,{}=1", "a".repeat(128))).ends_with("has too long a name"));
         // As deep as memory would allow: it must be an answer, not a stack overflow.
-        assert!(
-            refusal(&format!("raw,{}a=1", "a.".repeat(100_000))).ends_with("is nested too deeply")
-        );
+        assert!(refusal(&format!("raw,{}a=1", "a.".repeat(100_000))).ends_with("is nested too deeply"));
     }
 
     #[test]
     fn without_an_implied_key_the_first_part_needs_one() {
         let refused = parse_keyval("raw,size=1", None).expect_err("no key");
-        assert_eq!(
-            refused.to_string(),
-            r#"option "raw" has no value: write it as key=value"#
-        );
+        assert_eq!(refused.to_string(), r#"option "raw" has no value: write it as key=value"#);
     }
 
     #[test]
@@ -453,16 +379,8 @@ mod tests {
         let text = r#"{"driver": "raw", "file": {"driver": "file", "filename": "/a"}, "l": [1, true, null]}"#;
         let tree = json!({"driver": "raw", "file": {"driver": "file", "filename": "/a"}, "l": [1, true, null]});
         assert_eq!(parse(text).to_json(), tree);
-        assert_eq!(
-            Options::from_json(tree.clone())
-                .expect("an object")
-                .to_json(),
-            tree
-        );
-        assert_eq!(
-            parse(r#"{'a': 'it\'s "x"', "b": "it's"}"#).to_json(),
-            json!({"a": "it's \"x\"", "b": "it's"})
-        );
+        assert_eq!(Options::from_json(tree.clone()).expect("an object").to_json(), tree);
+        assert_eq!(parse(r#"{'a': 'it\'s "x"', "b": "it's"}"#).to_json(), json!({"a": "it's \"x\"", "b": "it's"}));
     }
 
     #[test]

@@ -1,0 +1,58 @@
+//! Iothread: a named thread that runs one AioContext. It owns the thread: dropping it stops the loop and joins.
+
+use std::io;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use super::{AioContext, AioRemote, PollSettings};
+
+/// A named thread with an event loop, shared by any number of exports.
+pub struct Iothread {
+    id: String,
+    remote: AioRemote,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Iothread {
+    /// Starts the thread and waits until its loop runs.
+    ///
+    /// # Errors
+    /// The thread or its io_uring could not be made; the error says why.
+    pub fn start(id: &str, settings: PollSettings) -> io::Result<Self> {
+        let (sender, receiver) = mpsc::channel();
+        // The kernel shows 15 characters of a thread's name.
+        let thread = std::thread::Builder::new().name(id.to_owned()).spawn(move || {
+            match AioContext::new(settings) {
+                Ok(context) => {
+                    let _ = sender.send(Ok(context.remote()));
+                    context.run();
+                }
+                Err(error) => {
+                    let _ = sender.send(Err(error));
+                }
+            };
+        })?;
+        let remote = receiver.recv().map_err(|_| io::Error::other("the thread ended before it began"))??;
+        Ok(Self { id: id.to_owned(), remote, thread: Some(thread) })
+    }
+
+    /// The name given at the start.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The handle on its loop.
+    pub fn remote(&self) -> &AioRemote {
+        &self.remote
+    }
+}
+
+impl Drop for Iothread {
+    fn drop(&mut self) {
+        self.remote.post(AioContext::stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported by its own thread.
+            let _ = thread.join();
+        }
+    }
+}

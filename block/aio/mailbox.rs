@@ -1,0 +1,144 @@
+//! The mailbox of an AioContext: how other threads hand it work. It owns the wake-up protocol: an eventfd that is
+//! written only while the loop sleeps.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::AioContext;
+use super::task::TaskHeader;
+
+pub(super) enum Message {
+    Run(Box<dyn FnOnce(&AioContext) + Send>),
+    Wake(Arc<TaskHeader>),
+}
+
+pub(super) struct Mailbox {
+    inbox: Mutex<Inbox>,
+    /// Set after a message was put in, cleared before they are taken.
+    pending: AtomicBool,
+    /// Whether the loop sleeps, or is about to, and needs the eventfd.
+    sleeping: AtomicBool,
+    event: EventFd,
+}
+
+#[derive(Default)]
+struct Inbox {
+    messages: Vec<Message>,
+    closed: bool,
+}
+
+impl Mailbox {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            inbox: Mutex::default(),
+            pending: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
+            event: EventFd::new(EFD_NONBLOCK)?,
+        })
+    }
+
+    pub(super) fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    pub(super) fn post(&self, message: Message) -> bool {
+        {
+            let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            if inbox.closed {
+                return false;
+            }
+            inbox.messages.push(message);
+        }
+        self.pending.store(true, Ordering::Release);
+        // Store, full fence, look again: either we see the loop asleep, or it sees `pending` in `prepare_to_sleep`.
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
+            // It can only fail when the counter is full, and then the loop is awake anyway.
+            let _ = self.event.write(1);
+        }
+        true
+    }
+
+    pub(super) fn take(&self) -> Vec<Message> {
+        if !self.pending.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        self.pending.store(false, Ordering::Relaxed);
+        std::mem::take(&mut self.inbox.lock().unwrap_or_else(PoisonError::into_inner).messages)
+    }
+
+    /// Announces that the loop is about to sleep. Returns false when a message is waiting, and then it must not.
+    pub(super) fn prepare_to_sleep(&self) -> bool {
+        self.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.pending.load(Ordering::Acquire) {
+            self.sleeping.store(false, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    pub(super) fn woke(&self) {
+        self.sleeping.store(false, Ordering::Relaxed);
+    }
+
+    /// Refuses and drops all messages from now on.
+    pub(super) fn close(&self) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.closed = true;
+        let left = std::mem::take(&mut inbox.messages);
+        drop(inbox);
+        drop(left);
+    }
+}
+
+/// The handle by which other threads reach an AioContext.
+#[derive(Clone)]
+pub struct AioRemote(Arc<Mailbox>);
+
+impl AioRemote {
+    pub(super) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self(mailbox)
+    }
+
+    /// Has `run` called on the context's thread. False when the context is gone; `run` is dropped then.
+    pub fn post(&self, run: impl FnOnce(&AioContext) + Send + 'static) -> bool {
+        self.0.post(Message::Run(Box::new(run)))
+    }
+
+    /// Has `run` called on the context's thread and waits for its answer; `None` when the context is, or goes, away
+    /// without answering. `run` may keep the [`Answer`] and give it later.
+    ///
+    /// # Panics
+    /// In debug builds, on the context's own thread, where it would wait for ever.
+    pub fn call<T: Send + 'static>(&self, run: impl FnOnce(&AioContext, Answer<T>) + Send + 'static) -> Option<T> {
+        debug_assert!(!self.is_current(), "a call from an iothread to itself never returns");
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.post(move |context| run(context, Answer(sender)));
+        receiver.recv().ok()
+    }
+
+    /// Whether this is the calling thread's own context.
+    pub fn is_current(&self) -> bool {
+        super::task::current_mailbox_is(&self.0)
+    }
+
+    /// Whether both reach the same context.
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// The place for the answer to an [`AioRemote::call`]. Dropping it unanswered answers `None`.
+pub struct Answer<T>(std::sync::mpsc::SyncSender<T>);
+
+impl<T> Answer<T> {
+    /// Gives the answer.
+    pub fn give(self, value: T) {
+        // The caller waits for it; if it has gone, nobody misses the answer.
+        let _ = self.0.send(value);
+    }
+}

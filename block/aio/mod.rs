@@ -1,0 +1,260 @@
+//! AioContext: the event loop of one iothread. It owns the order of a turn: reap completions, run ready tasks, poll
+//! virtqueues, then **one** `io_uring_enter` that both submits and waits. It knows nothing of block drivers.
+//!
+//! An [`AioContext`] never leaves its thread; other threads reach it through its [`AioRemote`].
+
+mod iothread;
+mod mailbox;
+mod poll;
+mod task;
+mod timer;
+mod uring;
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use iothread::Iothread;
+pub use mailbox::{AioRemote, Answer};
+pub use poll::{PollSettings, Poller};
+pub use timer::Sleep;
+pub use uring::{Completion, Operation, RingOp, Watch};
+
+use mailbox::{Mailbox, Message};
+use poll::AdaptivePolling;
+use task::Tasks;
+use timer::Timers;
+use uring::Uring;
+
+/// Something to be done once at the end of the turn in which [`AioContext::at_turn_end`] was called, before the
+/// kernel is entered: publishing a batch of used descriptors, for one.
+pub trait TurnEnd {
+    /// Called once for each registration.
+    fn turn_end(&self);
+}
+
+/// The event loop of one thread. Cloning it gives another handle on the same loop.
+#[derive(Clone)]
+pub struct AioContext(Rc<Inner>);
+
+struct Inner {
+    uring: Uring,
+    tasks: Tasks,
+    timers: Timers,
+    mailbox: Arc<Mailbox>,
+    polling: AdaptivePolling,
+    /// The queues to look at in each turn: those that were kicked since the loop last slept.
+    hot: RefCell<Vec<Rc<dyn Poller>>>,
+    turn_end: RefCell<Vec<Rc<dyn TurnEnd>>>,
+    /// Objects of this thread that messages from other threads find by number.
+    locals: RefCell<HashMap<u64, Weak<dyn Any>>>,
+    stopping: Cell<bool>,
+}
+
+impl AioContext {
+    /// Makes the loop of the calling thread.
+    ///
+    /// # Errors
+    /// io_uring is missing, forbidden or out of resources; the error says which.
+    pub fn new(settings: PollSettings) -> io::Result<Self> {
+        let mailbox = Arc::new(Mailbox::new()?);
+        let uring = Uring::new()?;
+        uring.watch_mailbox(mailbox.event());
+        let context = Self(Rc::new(Inner {
+            uring,
+            tasks: Tasks::default(),
+            timers: Timers::default(),
+            mailbox,
+            polling: AdaptivePolling::new(settings),
+            hot: RefCell::default(),
+            turn_end: RefCell::default(),
+            locals: RefCell::default(),
+            stopping: Cell::new(false),
+        }));
+        task::set_current(&context);
+        Ok(context)
+    }
+
+    /// The handle for other threads.
+    pub fn remote(&self) -> AioRemote {
+        AioRemote::new(self.0.mailbox.clone())
+    }
+
+    /// Starts a task; it first runs later in this turn.
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
+        self.0.tasks.spawn(Box::pin(future), &self.0.mailbox);
+    }
+
+    /// Hands one operation to the kernel with this turn's batch. The answer comes to `owner` (see [`RingOp`]).
+    pub fn submit(&self, operation: Operation<'_>, owner: Rc<dyn crate::driver::RingOwner>) -> RingOp {
+        self.0.uring.submit(self, operation, owner)
+    }
+
+    /// Calls `handler` whenever `fd` becomes readable, until the [`Watch`] is dropped. The descriptor is never read.
+    pub fn watch(&self, fd: Arc<OwnedFd>, handler: Rc<dyn Fn()>) -> Watch {
+        self.0.uring.watch(self, fd, handler)
+    }
+
+    /// Completes after `duration`.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        Sleep::new(self.clone(), Instant::now() + duration)
+    }
+
+    /// Adds a queue to those looked at in each turn until the loop sleeps. Adding one twice does nothing.
+    pub fn make_hot(&self, poller: Rc<dyn Poller>) {
+        if !poller.hot_flag().replace(true) {
+            self.0.hot.borrow_mut().push(poller);
+        }
+    }
+
+    /// Has `end` called at the end of this turn; the caller sees to it that it registers once a turn.
+    pub fn at_turn_end(&self, end: Rc<dyn TurnEnd>) {
+        self.0.turn_end.borrow_mut().push(end);
+    }
+
+    /// Makes an object of this thread known under `id`; it is forgotten when it is dropped.
+    pub fn set_local(&self, id: u64, object: Weak<dyn Any>) {
+        let mut locals = self.0.locals.borrow_mut();
+        locals.retain(|_, object| object.strong_count() > 0);
+        locals.insert(id, object);
+    }
+
+    /// The object known under `id`, if it still lives and is a `T`.
+    pub fn local<T: 'static>(&self, id: u64) -> Option<Rc<T>> {
+        self.0.locals.borrow().get(&id)?.upgrade()?.downcast().ok()
+    }
+
+    /// How the loop polls; may be changed at any time.
+    pub fn set_poll_settings(&self, settings: PollSettings) {
+        self.0.polling.set(settings);
+    }
+
+    /// Leaves [`AioContext::run`] at the end of this turn.
+    pub fn stop(&self) {
+        self.0.stopping.set(true);
+    }
+
+    /// Runs the loop until [`AioContext::stop`].
+    pub fn run(&self) {
+        while !self.0.stopping.get() {
+            self.turn();
+        }
+        self.0.stopping.set(false);
+    }
+
+    /// Runs the loop until `future` is ready, and returns what it gave. For tools and tests; an iothread is in
+    /// [`AioContext::run`].
+    pub fn run_until<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+        let slot = Rc::new(RefCell::new(None));
+        let (result, context) = (slot.clone(), self.clone());
+        self.spawn(async move {
+            *result.borrow_mut() = Some(future.await);
+            context.stop();
+        });
+        loop {
+            self.run();
+            if let Some(value) = slot.borrow_mut().take() {
+                return value;
+            }
+        }
+    }
+
+    /// One turn of the loop.
+    fn turn(&self) {
+        let this = &*self.0;
+        let mut progress = this.uring.reap();
+        progress |= self.run_mailbox();
+        progress |= this.timers.fire();
+        progress |= this.tasks.run_ready();
+        progress |= self.poll_hot();
+        self.run_turn_end();
+
+        if this.stopping.get() {
+            this.uring.enter_nowait();
+        } else if progress || this.tasks.any_ready() {
+            this.polling.progress();
+            this.uring.enter_nowait();
+        } else if this.polling.keep_polling(this.hot.borrow().is_empty(), this.uring.operations_in_flight()) {
+            this.uring.enter_nowait();
+            std::hint::spin_loop();
+        } else if self.ready_to_sleep() {
+            self.sleep_in_kernel();
+        }
+    }
+
+    /// Polls the hot queues once. Returns whether any had work.
+    fn poll_hot(&self) -> bool {
+        let mut progress = false;
+        // By index and with a clone: serving a queue may make another one hot.
+        let mut at = 0;
+        loop {
+            let Some(poller) = self.0.hot.borrow().get(at).cloned() else { break };
+            progress |= poller.poll();
+            at += 1;
+        }
+        progress
+    }
+
+    fn run_turn_end(&self) {
+        loop {
+            let Some(end) = self.0.turn_end.borrow_mut().pop() else { break };
+            end.turn_end();
+        }
+    }
+
+    fn run_mailbox(&self) -> bool {
+        let messages = self.0.mailbox.take();
+        let any = !messages.is_empty();
+        for message in messages {
+            match message {
+                Message::Run(run) => run(self),
+                Message::Wake(task) => self.0.tasks.make_ready(task),
+            }
+        }
+        any
+    }
+
+    /// Turns the guests' kicks back on and looks at each queue once more. Returns false when there was work after all.
+    fn ready_to_sleep(&self) -> bool {
+        let mut work = false;
+        self.0.hot.borrow_mut().retain(|poller| {
+            let stays = poller.arm();
+            work |= stays;
+            poller.hot_flag().set(stays);
+            stays
+        });
+        !work
+    }
+
+    fn sleep_in_kernel(&self) {
+        let this = &*self.0;
+        if !this.mailbox.prepare_to_sleep() {
+            return;
+        }
+        let timeout = this.timers.next().map(|at| at.saturating_duration_since(Instant::now()));
+        let before = this.polling.before_sleep();
+        this.uring.enter_wait(timeout);
+        this.polling.after_sleep(before);
+        this.mailbox.woke();
+    }
+
+    /// Whether operations are in the kernel; for tests.
+    pub fn operations_in_flight(&self) -> usize {
+        self.0.uring.operations_in_flight()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+#[cfg(test)]
+mod tests;

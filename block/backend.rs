@@ -1,0 +1,494 @@
+//! BlockBackend: the only handle that a device model holds. It is an edge to a graph of nodes plus what only a device
+//! needs: the medium, the write cache, quiescing, accounting. It outlives its medium and every connection.
+//!
+//! The control thread owns [`BlockBackend`]; each iothread has a [`BackendChannel`], through which requests go.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+
+use crate::accounting::{Accounting, RequestKind, Statistics};
+use crate::aio::{AioContext, AioRemote, Answer};
+use crate::child::{Child, ChildChannel};
+use crate::dev_ops::BlockDevOps;
+use crate::driver::{BlockFuture, WriteFlags};
+use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
+use crate::iovec::{self, IoVec};
+use crate::limits::BlockLimits;
+use crate::node::{Node, SECTOR};
+use crate::permissions::Permissions;
+
+/// The drive as its device model and its user see it.
+pub struct BlockBackend {
+    /// Tells the channels of one backend from another's on the same iothread.
+    number: u64,
+    name: String,
+    root: Mutex<Option<Arc<Child>>>,
+    device: Mutex<Option<Arc<dyn BlockDevOps>>>,
+    write_cache: AtomicBool,
+    quiesced: Mutex<u32>,
+    channels: Mutex<Vec<ChannelHandle>>,
+}
+
+/// What the control thread knows of a channel.
+struct ChannelHandle {
+    remote: AioRemote,
+    accounting: Arc<Accounting>,
+}
+
+impl BlockBackend {
+    /// A backend without a medium, with its write cache on. `name` is what errors, logs and events call it.
+    pub fn new(name: &str) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
+            root: Mutex::default(),
+            device: Mutex::default(),
+            write_cache: AtomicBool::new(true),
+            quiesced: Mutex::default(),
+            channels: Mutex::default(),
+        })
+    }
+
+    /// A backend with `node` as its medium.
+    ///
+    /// # Errors
+    /// See [`BlockBackend::insert`].
+    pub fn with_root(name: &str, node: Arc<Node>, permissions: Permissions) -> OpenResult<Arc<Self>> {
+        let backend = Self::new(name);
+        backend.insert(node, permissions)?;
+        Ok(backend)
+    }
+
+    /// What errors, logs and events call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Puts a medium in. Control thread.
+    ///
+    /// # Errors
+    /// There is one already, or another user of the node does not share what `permissions` hold; nothing has changed.
+    pub fn insert(&self, node: Arc<Node>, permissions: Permissions) -> OpenResult {
+        if lock(&self.root).is_some() {
+            return Err(OpenError(format!("\"{}\" has a medium already", self.name)));
+        }
+        let child = Child::attach(node, &format!("\"{}\"", self.name), permissions, SECTOR as u32)?;
+        self.drain_begin();
+        *lock(&self.root) = Some(child.clone());
+        let result = self.rebuild_channels();
+        if result.is_err() {
+            *lock(&self.root) = None;
+            let _ = self.rebuild_channels();
+        }
+        self.drain_end();
+        result
+    }
+
+    /// Takes the medium out; afterwards every request answers "no medium". Control thread.
+    pub fn remove(&self) {
+        self.drain_begin();
+        let old = lock(&self.root).take();
+        if let Err(error) = self.rebuild_channels() {
+            tracing::error!("\"{}\": {error}", self.name);
+        }
+        drop(old);
+        self.drain_end();
+    }
+
+    /// The node of the medium, if there is one.
+    pub fn root(&self) -> Option<Arc<Node>> {
+        lock(&self.root).as_ref().map(|child| child.node().clone())
+    }
+
+    /// The size in bytes, a multiple of 512.
+    ///
+    /// # Errors
+    /// There is no medium.
+    pub fn length(&self) -> BlockResult<u64> {
+        self.root().map(|node| node.length()).ok_or(BlockError::NoMedium)
+    }
+
+    /// What the medium can do; the default limits without one.
+    pub fn limits(&self) -> BlockLimits {
+        self.root().map(|node| node.limits()).unwrap_or_default()
+    }
+
+    /// Whether a discard would do something on this medium.
+    pub fn can_discard(&self) -> bool {
+        self.root().is_some_and(|node| node.limits().can_discard && node.options().discard)
+    }
+
+    /// Whether the medium cannot be written. False without one.
+    pub fn is_read_only(&self) -> bool {
+        self.root().is_some_and(|node| node.options().read_only)
+    }
+
+    /// Attaches a device model.
+    ///
+    /// # Errors
+    /// Another one is attached.
+    pub fn attach_device(&self, device: Arc<dyn BlockDevOps>) -> OpenResult {
+        {
+            let mut slot = lock(&self.device);
+            if slot.is_some() {
+                return Err(OpenError(format!("\"{}\" is busy: a device is attached to it", self.name)));
+            }
+            *slot = Some(device.clone());
+        }
+        if *lock(&self.quiesced) > 0 {
+            device.drained_begin();
+        }
+        Ok(())
+    }
+
+    /// Detaches the device model, if one is attached.
+    pub fn detach_device(&self) {
+        lock(&self.device).take();
+    }
+
+    fn device(&self) -> Option<Arc<dyn BlockDevOps>> {
+        lock(&self.device).clone()
+    }
+
+    /// Whether writes may be in a volatile cache when they complete.
+    pub fn write_cache(&self) -> bool {
+        self.write_cache.load(Ordering::Relaxed)
+    }
+
+    /// Turns the write cache on or off. Off: every write that starts from now on is stable before it completes. Who
+    /// turns it off flushes first what was written before, with [`BlockBackend::flush_blocking`].
+    pub fn set_write_cache(&self, on: bool) {
+        self.write_cache.store(on, Ordering::Relaxed);
+    }
+
+    /// Changes the size of the medium and tells the device. Control thread.
+    ///
+    /// # Errors
+    /// There is no medium, or it cannot change.
+    pub fn resize(&self, bytes: u64) -> OpenResult {
+        let Some(node) = self.root() else {
+            return Err(OpenError(format!("\"{}\" has no medium", self.name)));
+        };
+        self.drain_begin();
+        let result = node.resize(bytes);
+        self.drain_end();
+        if let (Ok(()), Some(device)) = (&result, self.device()) {
+            device.resize();
+        }
+        result
+    }
+
+    /// Quiesces: returns with nothing in flight; requests that arrive later wait for [`BlockBackend::drain_end`]. Nests.
+    /// Control thread.
+    pub fn drain_begin(&self) {
+        let mut quiesced = lock(&self.quiesced);
+        *quiesced += 1;
+        if *quiesced > 1 {
+            return;
+        }
+        let device = self.device();
+        if let Some(device) = &device {
+            device.drained_begin();
+        }
+        let number = self.number;
+        for remote in self.remotes() {
+            remote.post(move |context| {
+                if let Some(channel) = context.local::<BackendChannel>(number) {
+                    channel.quiesced.set(true);
+                }
+            });
+        }
+        for remote in self.remotes() {
+            remote.call(move |context, answer| wait_idle(context, number, answer));
+        }
+        while device.as_ref().is_some_and(|device| device.drained_poll()) {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+    }
+
+    /// Ends one [`BlockBackend::drain_begin`]; the last one lets requests go on, the parked ones first, in order.
+    pub fn drain_end(&self) {
+        let mut quiesced = lock(&self.quiesced);
+        *quiesced = quiesced.saturating_sub(1);
+        if *quiesced > 0 {
+            return;
+        }
+        let number = self.number;
+        for remote in self.remotes() {
+            remote.post(move |context| {
+                if let Some(channel) = context.local::<BackendChannel>(number) {
+                    channel.resume();
+                }
+            });
+        }
+        if let Some(device) = self.device() {
+            device.drained_end();
+        }
+    }
+
+    /// Makes everything written so far stable. Not on an iothread.
+    ///
+    /// # Errors
+    /// The flush failed. Without a channel nothing was written and there is nothing to do.
+    pub fn flush_blocking(&self) -> BlockResult {
+        let number = self.number;
+        let Some(remote) = self.remotes().into_iter().next() else { return Ok(()) };
+        let flushed = remote.call(move |context, answer: Answer<BlockResult>| {
+            let Some(channel) = context.local::<BackendChannel>(number) else { return answer.give(Ok(())) };
+            context.spawn(async move { answer.give(channel.flush().await) });
+        });
+        flushed.unwrap_or(Ok(()))
+    }
+
+    /// What has been done so far, summed over all iothreads.
+    pub fn statistics(&self) -> Statistics {
+        lock(&self.channels).iter().fold(Statistics::default(), |sum, channel| sum + channel.accounting.read())
+    }
+
+    /// The backend's half on the calling iothread, made at the first call there.
+    ///
+    /// # Errors
+    /// A driver cannot work on this thread.
+    pub fn channel(self: &Arc<Self>, context: &AioContext) -> OpenResult<Rc<BackendChannel>> {
+        if let Some(channel) = context.local::<BackendChannel>(self.number) {
+            return Ok(channel);
+        }
+        // Held to the end, so that a drain that begins meanwhile finds the channel in the list, or we find it begun.
+        let mut channels = lock(&self.channels);
+        let root = lock(&self.root).clone().map(|child| child.channel(context)).transpose()?;
+        let remote = context.remote();
+        let accounting = match channels.iter().find(|channel| channel.remote.same(&remote)) {
+            Some(known) => known.accounting.clone(),
+            None => {
+                let accounting = Arc::<Accounting>::default();
+                channels.push(ChannelHandle { remote, accounting: accounting.clone() });
+                accounting
+            }
+        };
+        let channel = Rc::new(BackendChannel {
+            root: RefCell::new(root),
+            in_flight: Cell::new(0),
+            quiesced: Cell::new(false),
+            parked: RefCell::default(),
+            idle: RefCell::default(),
+            accounting,
+            backend: Arc::downgrade(self),
+            context: context.clone(),
+        });
+        let weak: std::rc::Weak<BackendChannel> = Rc::downgrade(&channel);
+        context.set_local(self.number, weak);
+        Ok(channel)
+    }
+
+    fn remotes(&self) -> Vec<AioRemote> {
+        lock(&self.channels).iter().map(|channel| channel.remote.clone()).collect()
+    }
+
+    /// Has every iothread make its half of the root edge anew. Drained.
+    fn rebuild_channels(&self) -> OpenResult {
+        let root = lock(&self.root).clone();
+        let number = self.number;
+        for remote in self.remotes() {
+            let root = root.clone();
+            let rebuilt = remote.call(move |context, answer: Answer<OpenResult>| {
+                let Some(channel) = context.local::<BackendChannel>(number) else { return answer.give(Ok(())) };
+                answer.give(root.map(|child| child.channel(context)).transpose().map(|root| {
+                    channel.root.replace(root);
+                }));
+            });
+            rebuilt.unwrap_or(Ok(()))?;
+        }
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wait_idle(context: &AioContext, number: u64, answer: Answer<()>) {
+    let Some(channel) = context.local::<BackendChannel>(number) else { return };
+    context.spawn(async move {
+        channel.idle().await;
+        answer.give(());
+    });
+}
+
+/// A BlockBackend's half on one iothread: where requests start.
+pub struct BackendChannel {
+    root: RefCell<Option<Rc<ChildChannel>>>,
+    in_flight: Cell<u64>,
+    quiesced: Cell<bool>,
+    parked: RefCell<Vec<Waker>>,
+    idle: RefCell<Vec<Waker>>,
+    accounting: Arc<Accounting>,
+    backend: Weak<BlockBackend>,
+    context: AioContext,
+}
+
+impl BackendChannel {
+    /// The iothread's context.
+    pub fn context(&self) -> &AioContext {
+        &self.context
+    }
+
+    /// Reads `iov`'s length in bytes from `offset`.
+    pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Request {
+        let bytes = iovec::total_len(iov);
+        self.start(RequestKind::Read, bytes, iov, move |root, iov| root.preadv(offset, iov))
+    }
+
+    /// Writes `iov`'s length in bytes at `offset`; stable when it completes if the write cache is off.
+    pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Request {
+        let bytes = iovec::total_len(iov);
+        let flags = WriteFlags { fua: !self.write_cache(), ..WriteFlags::default() };
+        self.start(RequestKind::Write, bytes, iov, move |root, iov| root.pwritev(offset, iov, flags))
+    }
+
+    /// Everything that completed before this is stable when it completes.
+    pub fn flush(self: &Rc<Self>) -> Request {
+        self.start(RequestKind::Flush, 0, &[], |root, _| root.flush())
+    }
+
+    /// Tells that the content of a range no longer matters.
+    pub fn pdiscard(self: &Rc<Self>, offset: u64, bytes: u64) -> Request {
+        self.start(RequestKind::Discard, bytes, &[], move |root, _| root.pdiscard(offset, bytes))
+    }
+
+    /// Makes a range read as zeroes; `may_unmap`: the space may be given back.
+    pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Request {
+        let flags = WriteFlags { fua: !self.write_cache(), may_unmap, no_fallback: false };
+        self.start(RequestKind::WriteZeroes, bytes, &[], move |root, _| root.pwrite_zeroes(offset, bytes, flags))
+    }
+
+    /// Counts a request that was refused before it got here.
+    pub fn account_invalid(&self, kind: RequestKind) {
+        self.accounting.invalid(kind);
+    }
+
+    fn write_cache(&self) -> bool {
+        self.backend.upgrade().is_none_or(|backend| backend.write_cache())
+    }
+
+    /// The one way in: parked while quiesced, else to the root, counted from here to its completion.
+    fn start(
+        self: &Rc<Self>,
+        kind: RequestKind,
+        bytes: u64,
+        iov: &[IoVec],
+        go: impl FnOnce(&Rc<ChildChannel>, &[IoVec]) -> BlockFuture + 'static,
+    ) -> Request {
+        if self.quiesced.get() {
+            let iov = iov.to_vec();
+            let parked: Parked = Box::new(move |root| go(root, &iov));
+            return Request { channel: self.clone(), kind, bytes, state: State::Parked(Some(parked)) };
+        }
+        let future = match &*self.root.borrow() {
+            Some(root) => go(root, iov),
+            None => BlockFuture::ready(Err(BlockError::NoMedium)),
+        };
+        let state = match future.try_ready() {
+            Ok(result) => {
+                self.accounting.done(kind, bytes, result.is_ok());
+                State::Done(result)
+            }
+            Err(future) => {
+                self.in_flight.set(self.in_flight.get() + 1);
+                State::Running(future)
+            }
+        };
+        Request { channel: self.clone(), kind, bytes, state }
+    }
+
+    fn finished(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        if self.in_flight.get() == 0 {
+            self.idle.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    fn resume(&self) {
+        self.quiesced.set(false);
+        self.parked.take().into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until nothing is in flight.
+    async fn idle(&self) {
+        std::future::poll_fn(|cx| {
+            if self.in_flight.get() == 0 {
+                return Poll::Ready(());
+            }
+            self.idle.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+type Parked = Box<dyn FnOnce(&Rc<ChildChannel>) -> BlockFuture>;
+
+/// A request at a backend. It must be polled to its end; see [`Request::try_ready`] for the fast path.
+pub struct Request {
+    channel: Rc<BackendChannel>,
+    kind: RequestKind,
+    bytes: u64,
+    state: State,
+}
+
+enum State {
+    /// The answer is there; it has been accounted.
+    Done(BlockResult),
+    /// Waits for the end of a drain, not counted in flight.
+    Parked(Option<Parked>),
+    /// In flight.
+    Running(BlockFuture),
+}
+
+impl Request {
+    /// The answer, where it is there already; else the request itself.
+    pub fn try_ready(self) -> Result<BlockResult, Self> {
+        match self.state {
+            State::Done(result) => Ok(result),
+            _ => Err(self),
+        }
+    }
+}
+
+impl Future for Request {
+    type Output = BlockResult;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BlockResult> {
+        let this = &mut *self;
+        loop {
+            match &mut this.state {
+                State::Done(result) => return Poll::Ready(*result),
+                State::Parked(parked) => {
+                    if this.channel.quiesced.get() {
+                        this.channel.parked.borrow_mut().push(cx.waker().clone());
+                        return Poll::Pending;
+                    }
+                    // The range is checked now, with the size of this moment.
+                    let future = match (&*this.channel.root.borrow(), parked.take()) {
+                        (Some(root), Some(parked)) => parked(root),
+                        _ => BlockFuture::ready(Err(BlockError::NoMedium)),
+                    };
+                    this.channel.in_flight.set(this.channel.in_flight.get() + 1);
+                    this.state = State::Running(future);
+                }
+                State::Running(future) => {
+                    let result = std::task::ready!(Pin::new(future).poll(cx));
+                    this.channel.accounting.done(this.kind, this.bytes, result.is_ok());
+                    this.state = State::Done(result);
+                    this.channel.finished();
+                    return Poll::Ready(result);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Child: the edge between a parent (a driver, or a BlockBackend) and a node; and its channel, the checked door.
+//! Every request to a driver goes through [`ChildChannel`], which checks the range, brings the request into the shape
+//! that the node's limits ask for, and keeps padded writes apart from others. It never touches a device.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::aio::AioContext;
+use crate::driver::{BlockFuture, BlockStatus, BoxFuture, IoChannel, WriteFlags};
+use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
+use crate::iovec::{self, IoVec};
+use crate::limits::BlockLimits;
+use crate::node::{DetectZeroes, Node};
+use crate::permissions::{PermissionSet, Permissions};
+use crate::shaping;
+
+/// The edge between a parent and a node. Dropping it ends the parent's use of the node.
+pub struct Child {
+    user: String,
+    node: Arc<Node>,
+    id: u64,
+    may_grow: bool,
+}
+
+impl Child {
+    /// Makes `user` (as errors name it) a user of `node`. `granularity` is the unit of its writes in bytes: 512 for a
+    /// device, 1 for a format that writes single bytes.
+    ///
+    /// # Errors
+    /// Another user, or another process, does not share what `permissions` hold; the error names both.
+    pub fn attach(node: Arc<Node>, user: &str, permissions: Permissions, granularity: u32) -> OpenResult<Arc<Self>> {
+        Self::new(node, user, permissions, granularity, false)
+    }
+
+    /// The same for a format's file: writes past its end are let through and make it grow.
+    ///
+    /// # Errors
+    /// As for [`Child::attach`].
+    pub fn attach_growing(node: Arc<Node>, user: &str, permissions: Permissions) -> OpenResult<Arc<Self>> {
+        Self::new(node, user, permissions, 1, true)
+    }
+
+    fn new(
+        node: Arc<Node>,
+        user: &str,
+        permissions: Permissions,
+        granularity: u32,
+        may_grow: bool,
+    ) -> OpenResult<Arc<Self>> {
+        if permissions.held.contains(PermissionSet::WRITE) && node.options().read_only {
+            return Err(OpenError(format!("{user} cannot write to node \"{}\", which is read-only", node.name())));
+        }
+        let id = node.add_user(user, permissions, granularity)?;
+        Ok(Arc::new(Self { user: user.to_owned(), node, id, may_grow }))
+    }
+
+    /// The node it leads to.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Who uses it.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Changes what the parent holds and shares.
+    ///
+    /// # Errors
+    /// As for [`Child::attach`]; nothing has changed then.
+    pub fn set_permissions(&self, permissions: Permissions) -> OpenResult {
+        self.node.set_user_permissions(self.id, permissions)
+    }
+
+    /// Makes the edge's half on one AioContext, whose thread calls this.
+    ///
+    /// # Errors
+    /// The node is inactive, or the context lacks what its driver needs.
+    pub fn channel(&self, context: &AioContext) -> OpenResult<Rc<ChildChannel>> {
+        if !self.node.is_active() {
+            return Err(OpenError(format!("node \"{}\" is inactive", self.node.name())));
+        }
+        Ok(Rc::new(ChildChannel {
+            channel: self.node.driver().attach(context)?,
+            limits: self.node.limits(),
+            tracked: self.node.may_pad(),
+            may_grow: self.may_grow,
+            node: self.node.clone(),
+        }))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.node.remove_user(self.id);
+    }
+}
+
+/// An edge's half on one AioContext: the only way to a driver's channel. Rebuilt when limits or graph change.
+pub struct ChildChannel {
+    pub(crate) channel: Rc<dyn IoChannel>,
+    pub(crate) node: Arc<Node>,
+    pub(crate) limits: BlockLimits,
+    /// Whether writes to the node may be padded, and so must keep out of each other's way.
+    pub(crate) tracked: bool,
+    may_grow: bool,
+}
+
+impl ChildChannel {
+    /// The node's size in bytes, a multiple of 512.
+    pub fn length(&self) -> u64 {
+        self.node.length()
+    }
+
+    /// What the node can do.
+    pub fn limits(&self) -> &BlockLimits {
+        &self.limits
+    }
+
+    /// The node behind.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Reads `iov`'s length in bytes from `offset`.
+    pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> BlockFuture {
+        let bytes = iovec::total_len(iov);
+        if let Err(error) = self.check_range(offset, bytes, false) {
+            return BlockFuture::ready(Err(error));
+        }
+        if bytes == 0 {
+            return BlockFuture::ready(Ok(()));
+        }
+        if self.fits(offset, bytes, iov) {
+            return self.channel.preadv(offset, iov);
+        }
+        let (this, iov) = (self.clone(), iov.to_vec());
+        BlockFuture::boxed(async move { shaping::read(&this, offset, &iov).await })
+    }
+
+    /// Writes `iov`'s length in bytes at `offset`.
+    pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec], flags: WriteFlags) -> BlockFuture {
+        let bytes = iovec::total_len(iov);
+        if let Err(error) = self.check_write(offset, bytes) {
+            return BlockFuture::ready(Err(error));
+        }
+        if bytes == 0 {
+            return BlockFuture::ready(Ok(()));
+        }
+        match self.node.options().detect_zeroes {
+            DetectZeroes::Off => {}
+            mode if iovec::is_zero(iov) => {
+                let may_unmap = mode == DetectZeroes::Unmap && self.node.options().discard;
+                return self.pwrite_zeroes(offset, bytes, WriteFlags { may_unmap, ..flags });
+            }
+            _ => {}
+        }
+        if !self.tracked && self.fits(offset, bytes, iov) {
+            return self.channel.pwritev(offset, iov, flags);
+        }
+        let (this, iov) = (self.clone(), iov.to_vec());
+        BlockFuture::boxed(async move { shaping::write(&this, offset, &iov, flags).await })
+    }
+
+    /// Everything that completed before this is stable when it completes.
+    pub fn flush(&self) -> BlockFuture {
+        self.channel.flush()
+    }
+
+    /// Tells that the content of a range no longer matters. Succeeds without effect where the node does not discard.
+    pub fn pdiscard(self: &Rc<Self>, offset: u64, bytes: u64) -> BlockFuture {
+        if let Err(error) = self.check_write(offset, bytes) {
+            return BlockFuture::ready(Err(error));
+        }
+        if bytes == 0 || !self.limits.can_discard || !self.node.options().discard {
+            return BlockFuture::ready(Ok(()));
+        }
+        let this = self.clone();
+        BlockFuture::boxed(async move { shaping::discard(&this, offset, bytes).await })
+    }
+
+    /// Makes a range read as zeroes, by writing them if nothing better is possible.
+    pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, mut flags: WriteFlags) -> BlockFuture {
+        if let Err(error) = self.check_write(offset, bytes) {
+            return BlockFuture::ready(Err(error));
+        }
+        if bytes == 0 {
+            return BlockFuture::ready(Ok(()));
+        }
+        // A node told to ignore discards keeps its space.
+        flags.may_unmap &= self.node.options().discard;
+        let this = self.clone();
+        BlockFuture::boxed(async move { shaping::write_zeroes(&this, offset, bytes, flags).await })
+    }
+
+    /// What the `bytes` from `offset` on hold; cut at the end of the node.
+    pub fn block_status(&self, offset: u64, bytes: u64) -> BoxFuture<BlockResult<BlockStatus>> {
+        let bytes = bytes.min(self.length().saturating_sub(offset));
+        if bytes == 0 {
+            return Box::pin(std::future::ready(Err(BlockError::OutOfRange)));
+        }
+        self.channel.block_status(offset, bytes)
+    }
+
+    fn check_write(&self, offset: u64, bytes: u64) -> BlockResult {
+        if self.node.options().read_only {
+            return Err(BlockError::ReadOnly);
+        }
+        self.check_range(offset, bytes, self.may_grow)
+    }
+
+    fn check_range(&self, offset: u64, bytes: u64, may_grow: bool) -> BlockResult {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.length() || (may_grow && end <= i64::MAX as u64) => Ok(()),
+            _ => Err(BlockError::OutOfRange),
+        }
+    }
+
+    /// Whether the driver can take the request as it is.
+    fn fits(&self, offset: u64, bytes: u64, iov: &[IoVec]) -> bool {
+        let limits = &self.limits;
+        let align = u64::from(limits.request_alignment) - 1;
+        let memory = limits.memory_alignment as usize;
+        (offset | bytes) & align == 0
+            && bytes <= limits.transfer_max()
+            && iov.len() <= limits.iov_max()
+            && (memory == 1 || iov.iter().all(|v| v.is_aligned(memory)))
+    }
+}

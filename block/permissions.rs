@@ -1,0 +1,116 @@
+//! Permissions: what the users of a node may do, and what they let others do. It owns the arithmetic and the wording of
+//! conflicts; `node.rs` keeps the users.
+
+use std::fmt;
+use std::ops::{BitAnd, BitOr};
+
+/// A set of permissions. The numbers are those of the bytes that QEMU locks on image files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PermissionSet(u8);
+
+impl PermissionSet {
+    /// None at all.
+    pub const NONE: Self = Self(0);
+    /// Reading, and relying on what is read not to change under one's feet.
+    pub const CONSISTENT_READ: Self = Self(1 << 0);
+    /// Writing.
+    pub const WRITE: Self = Self(1 << 1);
+    /// Writing only what is there already.
+    pub const WRITE_UNCHANGED: Self = Self(1 << 2);
+    /// Changing the size.
+    pub const RESIZE: Self = Self(1 << 3);
+    /// Every permission.
+    pub const ALL: Self = Self(0xf);
+
+    /// The permissions with their numbers and names.
+    pub const NAMES: [(u8, Self, &'static str); 4] = [
+        (0, Self::CONSISTENT_READ, "consistent read"),
+        (1, Self::WRITE, "write"),
+        (2, Self::WRITE_UNCHANGED, "write unchanged"),
+        (3, Self::RESIZE, "resize"),
+    ];
+
+    /// Whether all of `other` is in this set.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// What is in this set and not in `other`.
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether it is the empty set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl BitOr for PermissionSet {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitAnd for PermissionSet {
+    type Output = Self;
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl fmt::Display for PermissionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = Self::NAMES.iter().filter(|(_, set, _)| self.contains(*set)).map(|n| n.2).collect();
+        f.write_str(&if names.is_empty() { "none".to_owned() } else { names.join(", ") })
+    }
+}
+
+/// What one user needs of a node, and what it lets all others have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permissions {
+    /// What the user does.
+    pub held: PermissionSet,
+    /// What the user lets others do.
+    pub shared: PermissionSet,
+}
+
+impl Permissions {
+    /// What a node without users holds and shares.
+    pub const UNUSED: Self = Self { held: PermissionSet::NONE, shared: PermissionSet::ALL };
+
+    /// A device that reads, and writes if `writable`. Others may read; with `share_writes` they may write as well.
+    pub fn device(writable: bool, share_writes: bool) -> Self {
+        let held = PermissionSet::CONSISTENT_READ
+            | if writable { PermissionSet::WRITE | PermissionSet::RESIZE } else { PermissionSet::NONE };
+        let shared = PermissionSet::CONSISTENT_READ
+            | PermissionSet::WRITE_UNCHANGED
+            | if share_writes { PermissionSet::WRITE | PermissionSet::RESIZE } else { PermissionSet::NONE };
+        Self { held, shared }
+    }
+
+    /// What both users together hold, and what both share.
+    pub fn and(self, other: Self) -> Self {
+        Self { held: self.held | other.held, shared: self.shared & other.shared }
+    }
+
+    /// What one of the two holds and the other does not share; empty when they can live side by side.
+    pub fn conflict(self, other: Self) -> PermissionSet {
+        self.held.without(other.shared) | other.held.without(self.shared)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_writers_conflict_and_two_readers_do_not() {
+        let (reader, writer) = (Permissions::device(false, false), Permissions::device(true, false));
+        assert!(reader.conflict(reader).is_empty());
+        assert_eq!(writer.conflict(writer), PermissionSet::WRITE | PermissionSet::RESIZE);
+        assert_eq!(writer.conflict(reader).to_string(), "write, resize");
+        assert!(Permissions::device(true, true).conflict(Permissions::device(true, true)).is_empty());
+    }
+}

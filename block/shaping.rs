@@ -1,0 +1,191 @@
+//! Shaping: brings a request that a driver cannot take as it is into pieces that it can. It splits what is too long,
+//! copies through a buffer of our own what is not aligned, and reads, changes and writes back what covers blocks only
+//! in part. Only the slow path comes here; `child.rs` decides that.
+
+use std::ops::Range;
+
+use crate::child::ChildChannel;
+use crate::driver::WriteFlags;
+use crate::error::{BlockError, BlockResult};
+use crate::iovec::{self, AlignedBuffer, IoVec};
+
+/// The most bytes that one request bounces at a time, so that memory stays bounded; a multiple of every alignment.
+const BOUNCE_MAX: u64 = 1 << 20;
+
+/// How one piece of a request reaches the driver.
+enum Piece {
+    /// As it is.
+    Direct(Vec<IoVec>),
+    /// Through a buffer that holds these whole blocks.
+    Bounced(Range<u64>),
+}
+
+/// The next piece of a transfer: of `iov` (whose first byte belongs at `offset`) what begins at `at`. Returns it with
+/// its length in bytes.
+fn next_piece(channel: &ChildChannel, offset: u64, iov: &[IoVec], at: u64, end: u64) -> (Piece, u64) {
+    let limits = channel.limits();
+    let align = u64::from(limits.request_alignment);
+    let memory = limits.memory_alignment as usize;
+    let whole = (end - at).min(limits.transfer_max());
+    if at.is_multiple_of(align) && whole.is_multiple_of(align) {
+        let part = iovec::slice(iov, at - offset, whole);
+        if part.len() <= limits.iov_max() && part.iter().all(|v| v.is_aligned(memory)) {
+            return (Piece::Direct(part), whole);
+        }
+    }
+    let start = at / align * align;
+    let most = BOUNCE_MAX.min(limits.transfer_max()).max(align);
+    let stop = end.next_multiple_of(align).min(start + most);
+    (Piece::Bounced(start..stop), stop.min(end) - at)
+}
+
+fn buffer_for(channel: &ChildChannel, blocks: &Range<u64>) -> AlignedBuffer {
+    let limits = channel.limits();
+    let align = limits.memory_alignment.max(limits.request_alignment);
+    // At most BOUNCE_MAX or one block, so it fits.
+    AlignedBuffer::new((blocks.end - blocks.start) as usize, align as usize)
+}
+
+pub(crate) async fn read(channel: &ChildChannel, offset: u64, iov: &[IoVec]) -> BlockResult {
+    let end = offset + iovec::total_len(iov);
+    let mut at = offset;
+    while at < end {
+        let (piece, bytes) = next_piece(channel, offset, iov, at, end);
+        match piece {
+            Piece::Direct(part) => channel.channel.preadv(at, &part).await?,
+            Piece::Bounced(blocks) => {
+                let buffer = buffer_for(channel, &blocks);
+                channel.channel.preadv(blocks.start, &[buffer.iov()]).await?;
+                copy(&[buffer.iov()], at - blocks.start, iov, at - offset, bytes);
+            }
+        }
+        at += bytes;
+    }
+    Ok(())
+}
+
+pub(crate) async fn write(channel: &ChildChannel, offset: u64, iov: &[IoVec], flags: WriteFlags) -> BlockResult {
+    let align = u64::from(channel.limits().request_alignment);
+    let end = offset + iovec::total_len(iov);
+    let padded = !offset.is_multiple_of(align) || !end.is_multiple_of(align);
+    let (start, stop) = (offset / align * align, end.next_multiple_of(align));
+    let _range = match padded || channel.tracked {
+        true => Some(channel.node.ranges.lock(start, stop, padded).await),
+        false => None,
+    };
+    let mut at = offset;
+    while at < end {
+        let (piece, bytes) = next_piece(channel, offset, iov, at, end);
+        match piece {
+            Piece::Direct(part) => channel.channel.pwritev(at, &part, flags).await?,
+            Piece::Bounced(blocks) => {
+                let buffer = buffer_for(channel, &blocks);
+                let whole = buffer.iov();
+                let last = blocks.end - align;
+                if at != blocks.start {
+                    channel.channel.preadv(blocks.start, &[whole.part(0, align as usize)]).await?;
+                }
+                if at + bytes != blocks.end && (at == blocks.start || last != blocks.start) {
+                    let tail = whole.part((last - blocks.start) as usize, align as usize);
+                    channel.channel.preadv(last, &[tail]).await?;
+                }
+                copy(iov, at - offset, &[whole], at - blocks.start, bytes);
+                channel.channel.pwritev(blocks.start, &[whole], flags).await?;
+            }
+        }
+        at += bytes;
+    }
+    Ok(())
+}
+
+pub(crate) async fn discard(channel: &ChildChannel, offset: u64, bytes: u64) -> BlockResult {
+    let limits = *channel.limits();
+    let align = u64::from(limits.request_alignment);
+    // Only whole blocks: advice about a part of a block is not worth following.
+    let end = (offset + bytes) / align * align;
+    let mut at = offset.next_multiple_of(align);
+    if at >= end {
+        return Ok(());
+    }
+    let _range = match channel.tracked {
+        true => Some(channel.node.ranges.lock(at, end, false).await),
+        false => None,
+    };
+    let most = match limits.max_discard / align * align {
+        0 => u64::MAX,
+        most => most,
+    };
+    while at < end {
+        let part = (end - at).min(most);
+        match channel.channel.pdiscard(at, part).await {
+            // Advisory.
+            Ok(()) | Err(BlockError::NotSupported) => at += part,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn write_zeroes(channel: &ChildChannel, offset: u64, bytes: u64, flags: WriteFlags) -> BlockResult {
+    let limits = *channel.limits();
+    let align = u64::from(limits.request_alignment);
+    let end = offset + bytes;
+    let (first, last) = (offset.next_multiple_of(align).min(end), end / align * align);
+    if !limits.can_write_zeroes || first >= last {
+        return write_zeroes_slowly(channel, offset, bytes, flags).await;
+    }
+    write_zeroes_slowly(channel, offset, first - offset, flags).await?;
+    let most = match limits.max_write_zeroes / align * align {
+        0 => u64::MAX,
+        most => most,
+    };
+    let mut at = first;
+    while at < last {
+        let part = (last - at).min(most);
+        let range = match channel.tracked {
+            true => Some(channel.node.ranges.lock(at, at + part, false).await),
+            false => None,
+        };
+        match channel.channel.pwrite_zeroes(at, part, flags).await {
+            Err(BlockError::NotSupported) => {
+                drop(range);
+                write_zeroes_slowly(channel, at, part, flags).await?;
+            }
+            result => result?,
+        }
+        at += part;
+    }
+    write_zeroes_slowly(channel, last, end - last, flags).await
+}
+
+/// Writes zeroes as data.
+async fn write_zeroes_slowly(channel: &ChildChannel, offset: u64, bytes: u64, flags: WriteFlags) -> BlockResult {
+    if bytes == 0 {
+        return Ok(());
+    }
+    if flags.no_fallback {
+        return Err(BlockError::NotSupported);
+    }
+    let limits = channel.limits();
+    let zeroes = AlignedBuffer::new(BOUNCE_MAX.min(bytes) as usize, limits.memory_alignment as usize);
+    let flags = WriteFlags { fua: flags.fua, ..WriteFlags::default() };
+    let mut done = 0;
+    while done < bytes {
+        let part = zeroes.iov().part(0, (bytes - done).min(BOUNCE_MAX) as usize);
+        write(channel, offset + done, &[part], flags).await?;
+        done += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Copies `bytes` from `from`, `from_skip` bytes in, to `to`, `to_skip` bytes in.
+fn copy(from: &[IoVec], from_skip: u64, to: &[IoVec], to_skip: u64, bytes: u64) {
+    let mut done = 0;
+    let mut chunk = [0u8; 4096];
+    while done < bytes {
+        let n = (bytes - done).min(chunk.len() as u64);
+        let got = iovec::copy_to(&iovec::slice(from, from_skip + done, n), &mut chunk[..n as usize]);
+        iovec::fill_from(&iovec::slice(to, to_skip + done, n), &chunk[..got]);
+        done += n;
+    }
+}
