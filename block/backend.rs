@@ -7,12 +7,12 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use crate::accounting::{Accounting, RequestKind, Statistics};
-use crate::aio::{AioContext, AioRemote, Answer};
+use crate::aio::{AioContext, AioRemote, Answer, reserve_locals};
 use crate::child::{Child, ChildChannel};
 use crate::dev_ops::BlockDevOps;
 use crate::driver::{BlockFuture, WriteFlags};
@@ -43,9 +43,8 @@ struct ChannelHandle {
 impl BlockBackend {
     /// A backend without a medium, with its write cache on. `name` is what errors, logs and events call it.
     pub fn new(name: &str) -> Arc<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            number: reserve_locals(1),
             name: name.to_owned(),
             root: Mutex::default(),
             device: Mutex::default(),

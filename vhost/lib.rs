@@ -1,1 +1,27 @@
-//! The virtio-blk device model and its vhost-user transport.
+//! The virtio-blk device model and its vhost-user transport. It knows nothing of options, and of the block layer only
+//! what a device model may: BlockBackend and AioContext.
+
+mod config_space;
+mod export;
+mod extra_messages;
+mod guest_memory;
+mod inflight;
+mod notifier;
+mod queue;
+mod server;
+mod session;
+mod sigbus;
+mod socket;
+mod virtio_blk;
+mod virtqueue;
+mod write_cache;
+
+pub use export::{ExportError, ExportSettings, VhostUserBlkExport};
+pub use socket::{SocketAddress, SocketError};
+
+/// What benches and property tests need of the inside; not part of the interface.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::guest_memory::{GuestMemory, MemoryRegion};
+    pub use crate::virtqueue::{Chain, RingError, RingFeatures, RingLayout, VirtQueue};
+}

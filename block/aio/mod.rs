@@ -18,6 +18,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub use iothread::Iothread;
@@ -37,6 +38,12 @@ use uring::Uring;
 pub trait TurnEnd {
     /// Called once for each registration.
     fn turn_end(&self);
+}
+
+/// Reserves `count` numbers for [`AioContext::set_local`], unique in the process; the first is returned.
+pub fn reserve_locals(count: u64) -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(count, Ordering::Relaxed)
 }
 
 /// The event loop of one thread. Cloning it gives another handle on the same loop.

@@ -1,12 +1,13 @@
 //! Adaptive polling: how long the loop spins before it sleeps, with QEMU's three settings and their meaning.
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// A queue that the loop looks at in each turn while it is hot, that is, from a kick until the loop sleeps.
 pub trait Poller {
     /// Serves what is there, at most one batch; kicks stay off meanwhile. Returns whether there was anything.
-    fn poll(&self) -> bool;
+    fn poll(self: Rc<Self>) -> bool;
     /// Turns kicks on again and looks once more. True when there is work, and then the queue stays hot.
     fn arm(&self) -> bool;
     /// The loop's own mark for "is in the hot list".

@@ -1,0 +1,218 @@
+//! VhostUserBlkExport: one BlockBackend offered on one socket. It is the device model that the backend knows; it
+//! outlives every connection, with the write cache's value and the statistics.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blockport_block::aio::{AioRemote, reserve_locals};
+use blockport_block::{BlockBackend, BlockDevOps, OpenResult};
+use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_ID_BYTES};
+
+use crate::config_space::{self, CONFIG_BYTES, RangeLimits, WRITEBACK_OFFSET, bit};
+use crate::server::Server;
+use crate::session::Session;
+use crate::socket::{Endpoint, SocketAddress, SocketError};
+use crate::virtio_blk::DeviceModel;
+use crate::write_cache::WriteCache;
+
+/// What an export offers. Fixed for its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportSettings {
+    /// Its name in logs and messages.
+    pub id: String,
+    /// Virtqueues, 1 to 256.
+    pub num_queues: u16,
+    /// Whether the guest may write.
+    pub writable: bool,
+    /// In bytes: a power of two from 512 to 2 MiB.
+    pub logical_block_size: u32,
+    /// What the guest reads as the disk's serial; at most 20 bytes count.
+    pub serial: String,
+    /// The most data buffers in a request, at least 1.
+    pub seg_max: u32,
+    /// The largest ring a front-end may make: a power of two, at most 32768.
+    pub queue_size_max: u16,
+    /// Starts with the write cache off.
+    pub writethrough: bool,
+}
+
+/// Why an export could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The backend.
+    #[error(transparent)]
+    Open(#[from] blockport_block::OpenError),
+    /// The control thread.
+    #[error("the control thread could not be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What the sessions of an export share.
+pub(crate) struct ExportState {
+    pub(crate) settings: ExportSettings,
+    pub(crate) backend: Arc<BlockBackend>,
+    pub(crate) device: Arc<DeviceModel>,
+    /// The feature bits offered.
+    pub(crate) features: u64,
+    pub(crate) write_cache: WriteCache,
+    iothreads: Vec<AioRemote>,
+    /// Where its queues are found on their iothreads: this number and those that follow.
+    first_local: u64,
+    session: Mutex<Option<Arc<Session>>>,
+}
+
+impl ExportState {
+    /// "export \"e0\"", for logs.
+    pub(crate) fn name(&self) -> String {
+        format!("export \"{}\"", self.settings.id)
+    }
+
+    /// The iothread that serves a queue. Queues are spread evenly.
+    pub(crate) fn remote(&self, queue: usize) -> &AioRemote {
+        &self.iothreads[queue % self.iothreads.len()]
+    }
+
+    pub(crate) fn queue_number(&self, queue: usize) -> u64 {
+        self.first_local + queue as u64
+    }
+
+    /// The config space as it is now.
+    pub(crate) fn config(&self) -> [u8; CONFIG_BYTES] {
+        config_space::config(&self.settings, &self.backend, self.features, self.write_cache.value())
+    }
+
+    /// A write to the config space: the writeback byte, if CONFIG_WCE was negotiated, and nothing else.
+    pub(crate) fn set_config(&self, offset: u32, bytes: &[u8], features: u64) -> Result<(), String> {
+        match bytes {
+            [value @ (0 | 1)] if offset == WRITEBACK_OFFSET && features & bit(VIRTIO_BLK_F_CONFIG_WCE) != 0 => {
+                self.write_cache.set(*value == 1, &self.backend);
+                Ok(())
+            }
+            [_] if offset == WRITEBACK_OFFSET => Err("writeback takes 0 or 1, after CONFIG_WCE was accepted".into()),
+            _ => Err(format!("{} bytes at {offset:#x}: only writeback can be set", bytes.len())),
+        }
+    }
+
+    /// The session of the connection being served.
+    pub(crate) fn set_session(&self, session: Option<Arc<Session>>) {
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+    }
+}
+
+/// The device model, as the backend sees it. virtio-blk has no tray and no lock.
+struct Device(std::sync::Weak<ExportState>);
+
+impl Device {
+    fn config_changed(&self) {
+        let Some(export) = self.0.upgrade() else { return };
+        let session = export.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(session) = session {
+            session.config_changed();
+        }
+    }
+}
+
+impl BlockDevOps for Device {
+    fn is_removable(&self) -> bool {
+        true
+    }
+
+    fn change_media(&self, _load: bool) -> OpenResult {
+        self.config_changed();
+        Ok(())
+    }
+
+    fn eject_request(&self, _force: bool) {}
+
+    fn is_tray_open(&self) -> Option<bool> {
+        None
+    }
+
+    fn is_medium_locked(&self) -> bool {
+        false
+    }
+
+    fn resize(&self) {
+        self.config_changed();
+    }
+
+    // The backend's channels park what the queues submit meanwhile, so there is nothing to hold back here.
+    fn drained_begin(&self) {}
+
+    fn drained_poll(&self) -> bool {
+        false
+    }
+
+    fn drained_end(&self) {}
+}
+
+/// A BlockBackend offered as a virtio-blk device on a vhost-user socket. Dropping it stops serving: requests under way
+/// are finished, the socket file is removed.
+pub struct VhostUserBlkExport {
+    state: Arc<ExportState>,
+    server: Option<Server>,
+}
+
+impl VhostUserBlkExport {
+    /// Starts serving. Queue `n` runs on `iothreads[n % iothreads.len()]`.
+    ///
+    /// # Errors
+    /// The socket cannot be had, the backend has a device already, or the control thread could not be started.
+    ///
+    /// # Panics
+    /// If `iothreads` is empty.
+    pub fn start(
+        backend: Arc<BlockBackend>,
+        settings: ExportSettings,
+        iothreads: Vec<AioRemote>,
+        address: &SocketAddress,
+    ) -> Result<Self, ExportError> {
+        assert!(!iothreads.is_empty(), "an export needs an iothread");
+        let features = config_space::features(&settings, backend.can_discard());
+        let mut serial = [0; VIRTIO_BLK_ID_BYTES as usize];
+        let len = settings.serial.len().min(serial.len());
+        serial[..len].copy_from_slice(&settings.serial.as_bytes()[..len]);
+        let device = Arc::new(DeviceModel {
+            serial,
+            writable: settings.writable,
+            block_size: settings.logical_block_size,
+            ranges: RangeLimits::new(&backend.limits(), settings.logical_block_size),
+        });
+        let state = Arc::new(ExportState {
+            write_cache: WriteCache::new(!settings.writethrough),
+            first_local: reserve_locals(settings.num_queues.into()),
+            session: Mutex::default(),
+            device,
+            features,
+            iothreads,
+            backend,
+            settings,
+        });
+        let endpoint = Endpoint::open(address)?;
+        state.backend.attach_device(Arc::new(Device(Arc::downgrade(&state))))?;
+        let server = Server::start(state.clone(), endpoint).map_err(ExportError::Thread);
+        if server.is_err() {
+            state.backend.detach_device();
+        }
+        Ok(Self { server: Some(server?), state })
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.state.settings.id
+    }
+
+    /// The drive it offers.
+    pub fn backend(&self) -> &Arc<BlockBackend> {
+        &self.state.backend
+    }
+}
+
+impl Drop for VhostUserBlkExport {
+    fn drop(&mut self) {
+        drop(self.server.take());
+        self.state.backend.detach_device();
+    }
+}

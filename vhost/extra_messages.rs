@@ -1,0 +1,133 @@
+//! What is read from the socket before the vhost crate reads it: the header of the next message, peeked at, and the few
+//! messages that the crate lacks or hides, served here whole.
+#![allow(unsafe_code)] // recv with MSG_PEEK and FIONREAD have no wrapper; one call each.
+
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+/// The bytes of a message's header: request, flags, size of the payload, each a little-endian u32.
+pub(crate) const HEADER_BYTES: usize = 12;
+/// The largest payload; no message of the protocol has more.
+pub(crate) const PAYLOAD_MAX: u32 = 4096;
+
+/// Requests that are served here.
+pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
+/// Sent by us on the back-end channel.
+const BACKEND_CONFIG_CHANGE_MSG: u32 = 2;
+
+const VERSION: u32 = 1;
+const FLAG_REPLY: u32 = 1 << 2;
+const FLAG_NEED_REPLY: u32 = 1 << 3;
+
+/// The header of a message that has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) request: u32,
+    flags: u32,
+    pub(crate) size: u32,
+}
+
+impl Header {
+    /// Whether the front-end asked for an acknowledgement.
+    pub(crate) fn needs_reply(self) -> bool {
+        self.flags & FLAG_NEED_REPLY != 0
+    }
+
+    /// Whether a refusal of this message reaches the front-end as a negative acknowledgement.
+    pub(crate) fn is_acknowledged(self) -> bool {
+        self.needs_reply() && !OWN_REPLY.contains(&self.request)
+    }
+}
+
+/// Requests that have a reply of their own, so that the crate cannot acknowledge them: GET_FEATURES, GET_VRING_BASE,
+/// GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_CONFIG, GET_INFLIGHT_FD, GET_MAX_MEM_SLOTS, SET_LOG_BASE,
+/// GET_SHARED_OBJECT, SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE, GET_SHMEM_CONFIG.
+const OWN_REPLY: [u32; 12] = [1, 11, 15, 17, 24, 31, 36, 6, 41, 42, 43, 44];
+
+/// What has arrived.
+pub(crate) enum Arrived {
+    /// The peer has closed its end.
+    Closed,
+    /// Nothing, or (`true`) a part of a message.
+    Incomplete(bool),
+    /// A whole message.
+    Whole(Header),
+    /// Bytes that no message begins with; the connection must be closed.
+    Garbage(&'static str),
+}
+
+/// Looks at what has arrived without taking it, descriptors included.
+pub(crate) fn peek(socket: &UnixStream) -> io::Result<Arrived> {
+    let mut raw = [0u8; HEADER_BYTES];
+    // SAFETY: the buffer is as long as stated; without a control buffer no descriptor is taken.
+    let got = unsafe {
+        libc::recv(socket.as_raw_fd(), raw.as_mut_ptr().cast(), raw.len(), libc::MSG_PEEK | libc::MSG_DONTWAIT)
+    };
+    if got < 0 {
+        let error = io::Error::last_os_error();
+        return match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Arrived::Incomplete(false)),
+            io::ErrorKind::ConnectionReset => Ok(Arrived::Closed),
+            _ => Err(error),
+        };
+    }
+    if got == 0 {
+        return Ok(Arrived::Closed);
+    }
+    let available = available(socket)?;
+    if (got as usize) < HEADER_BYTES {
+        return Ok(match available >= HEADER_BYTES {
+            true => Arrived::Garbage("descriptors in the middle of a message's header"),
+            false => Arrived::Incomplete(true),
+        });
+    }
+    let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+    let header = Header { request: word(0), flags: word(4), size: word(8) };
+    if header.size > PAYLOAD_MAX {
+        return Ok(Arrived::Garbage("a message of more than 4096 bytes"));
+    }
+    match available >= HEADER_BYTES + header.size as usize {
+        true => Ok(Arrived::Whole(header)),
+        false => Ok(Arrived::Incomplete(true)),
+    }
+}
+
+fn available(socket: &UnixStream) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD stores an int where the pointer says.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(bytes).unwrap_or(0)) }
+}
+
+/// Takes a SET_BACKEND_REQ_FD, whose header was peeked at: the crate wraps the socket in an object that cannot send a
+/// config change. `Ok(None)`: it carried no socket.
+pub(crate) fn take_backend_channel(socket: &UnixStream, header: Header) -> io::Result<Option<UnixStream>> {
+    let mut raw = vec![0u8; HEADER_BYTES + header.size as usize];
+    let (got, file) = socket.recv_with_fd(&mut raw)?;
+    if got != raw.len() {
+        return Err(io::Error::other("SET_BACKEND_REQ_FD came in pieces"));
+    }
+    Ok(file.map(|file| UnixStream::from(OwnedFd::from(file))))
+}
+
+/// Acknowledges a message that was taken here.
+pub(crate) fn acknowledge(socket: &UnixStream, header: Header, ok: bool) -> io::Result<()> {
+    let mut reply = Vec::with_capacity(HEADER_BYTES + 8);
+    for word in [header.request, VERSION | FLAG_REPLY, 8] {
+        reply.extend_from_slice(&word.to_le_bytes());
+    }
+    reply.extend_from_slice(&u64::from(!ok).to_le_bytes());
+    (&mut &*socket).write_all(&reply)
+}
+
+/// Tells the front-end, on the back-end channel, that the config space has changed. Never with NEED_REPLY: QEMU would
+/// answer only after a GET_CONFIG that the control thread must serve.
+pub(crate) fn send_config_change(channel: &UnixStream) -> io::Result<()> {
+    let mut message = [0u8; HEADER_BYTES];
+    message[..4].copy_from_slice(&BACKEND_CONFIG_CHANGE_MSG.to_le_bytes());
+    message[4..8].copy_from_slice(&VERSION.to_le_bytes());
+    (&mut &*channel).write_all(&message)
+}

@@ -1,0 +1,242 @@
+//! GuestMemory: the memory that a front-end shares with us. It owns the mappings (made and checked here) and the way
+//! from a guest or front-end address to an [`IoVec`]; it never reads or writes what is in the memory.
+#![allow(unsafe_code)] // Mapping files and handing out addresses in them; each block gives its reason.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use blockport_block::iovec::IoVec;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use crate::sigbus::{self, SigbusGuard};
+
+/// The most regions at once; QEMU itself never has more than 509 slots.
+pub(crate) const REGIONS_MAX: usize = 512;
+
+/// Why a region was refused: prose for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("memory region at guest address {guest_addr:#x}, {size:#x} bytes: {why}")]
+pub struct RegionError {
+    guest_addr: u64,
+    size: u64,
+    why: String,
+}
+
+/// One region as the front-end described it, mapped.
+pub struct MemoryRegion {
+    /// The first guest-physical address.
+    pub guest_addr: u64,
+    /// The first address in the front-end's own address space (SET_VRING_ADDR speaks in these).
+    pub user_addr: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Where the region begins in its file, bytes.
+    pub mmap_offset: u64,
+    /// The file, kept because a later process may take the region over.
+    pub file: File,
+    /// The host address of the region's first byte.
+    host: usize,
+    region: Arc<GuestRegionMmap<()>>,
+    mapping: Mapping,
+}
+
+/// A mapping of our own: vm-memory's would keep a second descriptor, and would not notice one past the end of its file.
+struct Mapping {
+    start: usize,
+    len: usize,
+    guard: Option<SigbusGuard>,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.guard = None;
+        // SAFETY: the range was mapped by us and nobody holds an address in it any more: requests hold the GuestMemory.
+        unsafe { libc::munmap(self.start as *mut libc::c_void, self.len) };
+    }
+}
+
+/// fstatfs(2) of a file on hugetlbfs.
+const HUGETLBFS_MAGIC: i64 = 0x958458f6;
+
+impl MemoryRegion {
+    /// Maps a region.
+    ///
+    /// # Errors
+    /// It wraps around, does not fit its file, or cannot be mapped.
+    pub fn map(guest_addr: u64, user_addr: u64, size: u64, mmap_offset: u64, file: File) -> Result<Self, RegionError> {
+        let refuse = |why: String| RegionError { guest_addr, size, why };
+        let end = mmap_offset
+            .checked_add(size)
+            .filter(|end| *end <= i64::MAX as u64 && size > 0)
+            .filter(|_| guest_addr.checked_add(size).is_some() && user_addr.checked_add(size).is_some())
+            .ok_or_else(|| refuse("its addresses wrap around".into()))?;
+        let metadata = file.metadata().map_err(|e| refuse(format!("its file: {e}")))?;
+        // A device, such as /dev/dax, says 0.
+        if metadata.file_type().is_file() && end > metadata.len() {
+            return Err(refuse(format!("it ends at {end:#x} in a file of {:#x} bytes", metadata.len())));
+        }
+        let page = page_size(&file, metadata.blksize());
+        let map_start = mmap_offset / page * page;
+        let len = end.checked_next_multiple_of(page).map(|end| end - map_start);
+        let len = len.and_then(|len| usize::try_from(len).ok()).ok_or_else(|| refuse("it is too large".into()))?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                map_start as libc::off_t,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(refuse(format!("mmap: {}", std::io::Error::last_os_error())));
+        }
+        let guard = SigbusGuard::new(start as usize, len);
+        let unguarded = guard.is_none();
+        let mapping = Mapping { start: start as usize, len, guard };
+        if unguarded {
+            return Err(refuse("the process has too many mappings".into()));
+        }
+        // Guest memory is large and not ours: leave it out of core dumps. Advice, so a failure does not matter.
+        // SAFETY: the range was just mapped.
+        unsafe { libc::madvise(start, len, libc::MADV_DONTDUMP) };
+        // At most `len`, which fits.
+        let host = mapping.start + (mmap_offset - map_start) as usize;
+        // SAFETY: `host..host + size` lies inside the mapping, which lives as long as this MemoryRegion.
+        let region = unsafe { MmapRegionBuilder::new(size as usize).with_raw_mmap_pointer(host as *mut u8) }
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|e| refuse(e.to_string()))?;
+        let region = GuestRegionMmap::new(region, GuestAddress(guest_addr))
+            .ok_or_else(|| refuse("its guest addresses wrap around".into()))?;
+        Ok(Self { guest_addr, user_addr, size, mmap_offset, file, host, region: Arc::new(region), mapping })
+    }
+
+    fn overlaps_user(&self, other: &Self) -> bool {
+        self.user_addr < other.user_addr + other.size && other.user_addr < self.user_addr + self.size
+    }
+}
+
+/// What offset and length of a mapping must be a multiple of: a huge page on hugetlbfs, else a page.
+fn page_size(file: &File, block_size: u64) -> u64 {
+    // SAFETY: an all-zero statfs is a valid value to be overwritten.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `stat` is a valid place for the answer.
+    let known = unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) } == 0;
+    if known && stat.f_type == HUGETLBFS_MAGIC && block_size.is_power_of_two() { block_size } else { 4096 }
+}
+
+/// A memory table: all regions at one moment. Immutable; a change makes a new one, which shares unchanged regions.
+#[derive(Clone, Default)]
+pub struct GuestMemory {
+    /// By guest address.
+    regions: Vec<Arc<MemoryRegion>>,
+    /// The same as vm-memory knows them; it checks that they do not overlap.
+    memory: GuestMemoryMmap<()>,
+}
+
+impl GuestMemory {
+    /// A table of these regions.
+    ///
+    /// # Errors
+    /// There are too many, or two overlap, in guest or in front-end addresses.
+    pub fn new(mut regions: Vec<Arc<MemoryRegion>>) -> Result<Self, RegionError> {
+        regions.sort_by_key(|region| region.guest_addr);
+        let refuse =
+            |region: &MemoryRegion, why: String| RegionError { guest_addr: region.guest_addr, size: region.size, why };
+        if let Some(region) = regions.get(REGIONS_MAX) {
+            return Err(refuse(region, format!("there are more than {REGIONS_MAX}")));
+        }
+        let mut by_user: Vec<&Arc<MemoryRegion>> = regions.iter().collect();
+        by_user.sort_by_key(|region| region.user_addr);
+        if let Some(pair) = by_user.windows(2).find(|pair| pair[0].overlaps_user(pair[1])) {
+            return Err(refuse(pair[1], "it overlaps another one in the front-end's addresses".into()));
+        }
+        let memory = match regions.last() {
+            None => GuestMemoryMmap::default(),
+            Some(last) => {
+                let known = regions.iter().map(|region| region.region.clone()).collect();
+                GuestMemoryMmap::from_arc_regions(known).map_err(|e| refuse(last, e.to_string()))?
+            }
+        };
+        Ok(Self { regions, memory })
+    }
+
+    /// The regions, by guest address.
+    pub fn regions(&self) -> &[Arc<MemoryRegion>] {
+        &self.regions
+    }
+
+    /// The regions as vm-memory knows them.
+    pub fn vm_memory(&self) -> &GuestMemoryMmap<()> {
+        &self.memory
+    }
+
+    /// Whether a file behind a region was truncated under us.
+    pub(crate) fn is_lost(&self) -> bool {
+        sigbus::any_lost()
+            && self.regions.iter().any(|region| region.mapping.guard.as_ref().is_none_or(SigbusGuard::is_lost))
+    }
+
+    /// Appends the pieces of host memory that hold `len` bytes at a guest address: one, or several where regions meet.
+    /// False, and nothing is promised of `to`, when not all of them are guest memory.
+    #[inline]
+    pub(crate) fn push_iovecs(&self, guest_addr: u64, len: u32, to: &mut Vec<IoVec>) -> bool {
+        let (mut at, mut left) = (guest_addr, u64::from(len));
+        while left > 0 {
+            let Some(region) = self.find(at) else { return false };
+            let inside = at - region.guest_addr;
+            let here = left.min(region.size - inside);
+            // SAFETY: the bytes lie in the region's mapping, which lives as long as this table does, and a queue keeps
+            // its table until every request that uses it has completed (queue.rs). No Rust reference is made to guest
+            // memory anywhere.
+            to.push(unsafe { IoVec::new((region.host + inside as usize) as *mut u8, here as usize) });
+            left -= here;
+            let Some(next) = at.checked_add(here) else { return left == 0 };
+            at = next;
+        }
+        true
+    }
+
+    /// The host address of `len` bytes at a guest address, all in one region, at a multiple of `align`.
+    #[inline]
+    pub(crate) fn guest_to_host(&self, guest_addr: u64, len: u64, align: usize) -> Option<*mut u8> {
+        let region = self.find(guest_addr)?;
+        let inside = guest_addr - region.guest_addr;
+        region.host_at(inside, len, align)
+    }
+
+    /// The host address of `len` bytes at a front-end address, all in one region, at a multiple of `align`.
+    pub(crate) fn user_to_host(&self, user_addr: u64, len: u64, align: usize) -> Option<*mut u8> {
+        let region = self
+            .regions
+            .iter()
+            .find(|region| user_addr.checked_sub(region.user_addr).is_some_and(|inside| inside < region.size))?;
+        region.host_at(user_addr - region.user_addr, len, align)
+    }
+
+    #[inline]
+    fn find(&self, guest_addr: u64) -> Option<&MemoryRegion> {
+        // Few regions, and most of the memory is in the last: from behind.
+        self.regions
+            .iter()
+            .rev()
+            .find(|region| guest_addr >= region.guest_addr)
+            .filter(|region| guest_addr - region.guest_addr < region.size)
+            .map(|region| &**region)
+    }
+}
+
+impl MemoryRegion {
+    fn host_at(&self, inside: u64, len: u64, align: usize) -> Option<*mut u8> {
+        let fits = inside.checked_add(len).is_some_and(|end| end <= self.size);
+        let host = self.host.checked_add(usize::try_from(inside).ok()?)?;
+        (fits && host.is_multiple_of(align)).then_some(host as *mut u8)
+    }
+}

@@ -1,0 +1,346 @@
+//! A virtqueue at work on its iothread: it pops batches, starts requests, collects what completes, publishes once a
+//! turn and calls the guest. It owns the started ring from start to stop; the session decides when these are.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use blockport_block::aio::{AioContext, Poller, TurnEnd, Watch};
+use blockport_block::{BackendChannel, BlockError, BlockResult};
+
+use crate::guest_memory::GuestMemory;
+use crate::notifier::Notifier;
+use crate::virtio_blk::{self, DeviceModel, Pending, Started};
+use crate::virtqueue::{Chain, RingError, VirtQueue};
+
+/// The most chains popped in one go, so that one queue cannot hold its iothread.
+const BATCH_MAX: usize = 128;
+/// How often a ring whose front-end gave no kick descriptor is looked at.
+const POLLING_MODE_INTERVAL: Duration = Duration::from_micros(100);
+/// How often one queue logs failed requests, at most.
+const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a queue tells the guest and the front-end with.
+#[derive(Default)]
+pub(crate) struct Notifiers {
+    /// Written to call the guest; `None`: the front-end polls.
+    pub(crate) call: Option<Arc<Notifier>>,
+    /// Written when the ring turns out to be broken.
+    pub(crate) error: Option<Arc<Notifier>>,
+}
+
+/// What a queue is started with.
+pub(crate) struct QueueSetup {
+    /// "export \"e0\", queue 3", for the log.
+    pub(crate) name: String,
+    pub(crate) ring: VirtQueue,
+    pub(crate) device: Arc<DeviceModel>,
+    /// `None`: the front-end does not kick.
+    pub(crate) kick: Option<Arc<OwnedFd>>,
+    pub(crate) notifiers: Notifiers,
+    pub(crate) enabled: bool,
+}
+
+/// A started virtqueue. It keeps itself alive until it is stopped.
+pub(crate) struct Queue {
+    name: String,
+    context: AioContext,
+    ring: RefCell<VirtQueue>,
+    channel: Rc<BackendChannel>,
+    device: Arc<DeviceModel>,
+    notifiers: RefCell<Notifiers>,
+    kick: RefCell<Option<Watch>>,
+    enabled: Cell<bool>,
+    stopping: Cell<bool>,
+    broken: Cell<bool>,
+    in_flight: Cell<usize>,
+    /// Whether `turn_end` is registered for this turn.
+    dirty: Cell<bool>,
+    hot: Cell<bool>,
+    /// Chains whose buffers are used again: no allocation per request.
+    spare: RefCell<Vec<Chain>>,
+    /// Requests handed to a worker task that has not run yet, and the workers that wait for one.
+    handed: RefCell<Vec<Pending>>,
+    idle_workers: RefCell<Vec<Waker>>,
+    workers_ended: Cell<bool>,
+    drained: RefCell<Vec<Waker>>,
+    last_error_log: Cell<Option<std::time::Instant>>,
+    errors_not_logged: Cell<u64>,
+}
+
+impl Queue {
+    /// Starts the queue on its iothread: calls the guest once and looks at the ring once, whatever it says.
+    pub(crate) fn start(setup: QueueSetup, context: &AioContext, channel: Rc<BackendChannel>) -> Rc<Self> {
+        let queue = Rc::new(Self {
+            name: setup.name,
+            context: context.clone(),
+            ring: RefCell::new(setup.ring),
+            channel,
+            device: setup.device,
+            notifiers: RefCell::new(setup.notifiers),
+            kick: RefCell::new(None),
+            enabled: Cell::new(setup.enabled),
+            stopping: Cell::new(false),
+            broken: Cell::new(false),
+            in_flight: Cell::new(0),
+            dirty: Cell::new(false),
+            hot: Cell::new(false),
+            spare: RefCell::default(),
+            handed: RefCell::default(),
+            idle_workers: RefCell::default(),
+            workers_ended: Cell::new(false),
+            drained: RefCell::default(),
+            last_error_log: Cell::new(None),
+            errors_not_logged: Cell::new(0),
+        });
+        queue.set_kick(setup.kick);
+        queue.mark_dirty();
+        queue.look();
+        queue
+    }
+
+    /// Watches another kick descriptor, or polls if there is none, and looks at the ring once.
+    pub(crate) fn set_kick(self: &Rc<Self>, kick: Option<Arc<OwnedFd>>) {
+        let queue = self.clone();
+        let watch = kick.map(|fd| self.context.watch(fd, Rc::new(move || queue.look())));
+        if watch.is_none() {
+            let queue = self.clone();
+            self.context.spawn(async move {
+                while !queue.stopping.get() && queue.kick.borrow().is_none() {
+                    queue.look();
+                    queue.context.sleep(POLLING_MODE_INTERVAL).await;
+                }
+            });
+        }
+        self.kick.replace(watch);
+        self.look();
+    }
+
+    /// Calls the guest by another descriptor from now on, once right away: the old one may have swallowed a call.
+    pub(crate) fn set_call(&self, call: Option<Arc<Notifier>>) {
+        self.notifiers.borrow_mut().call = call;
+        self.call_guest();
+    }
+
+    pub(crate) fn set_error(&self, error: Option<Arc<Notifier>>) {
+        self.notifiers.borrow_mut().error = error;
+    }
+
+    /// A disabled queue pops nothing; what was popped before is completed.
+    pub(crate) fn set_enabled(self: &Rc<Self>, enabled: bool) {
+        self.enabled.set(enabled);
+        if enabled {
+            self.look();
+        }
+    }
+
+    /// Goes over to another memory table. If it lacks something of the old one, drain first.
+    pub(crate) fn set_memory(&self, memory: Arc<GuestMemory>) {
+        let result = self.ring.borrow_mut().set_memory(memory);
+        if let Err(error) = result {
+            self.break_ring(error);
+        }
+    }
+
+    /// Pops nothing until [`Queue::resume`], and returns when nothing is in flight.
+    pub(crate) async fn pause(&self) {
+        self.stopping.set(true);
+        self.drained().await;
+    }
+
+    pub(crate) fn resume(self: &Rc<Self>) {
+        self.stopping.set(false);
+        self.look();
+    }
+
+    /// Requests popped and not yet completed.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+
+    /// Stops the queue: afterwards nothing is in flight and guest memory is not touched. Returns the number of the next
+    /// available entry.
+    pub(crate) async fn stop(self: Rc<Self>) -> u16 {
+        self.stopping.set(true);
+        self.kick.replace(None);
+        self.drained().await;
+        self.publish();
+        self.workers_ended.set(true);
+        self.idle_workers.take().into_iter().for_each(Waker::wake);
+        self.ring.borrow().next_avail()
+    }
+
+    async fn drained(&self) {
+        std::future::poll_fn(|cx| {
+            if self.in_flight.get() == 0 {
+                return Poll::Ready(());
+            }
+            self.drained.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Has the loop look at the ring in this turn and those that follow.
+    fn look(self: &Rc<Self>) {
+        self.context.make_hot(self.clone());
+    }
+
+    fn serves(&self) -> bool {
+        self.enabled.get() && !self.stopping.get() && !self.broken.get()
+    }
+
+    /// Pops and starts up to a batch of requests. Returns whether there was any.
+    fn serve_batch(self: &Rc<Self>) -> bool {
+        let mut any = false;
+        for _ in 0..BATCH_MAX {
+            let mut chain = self.spare.borrow_mut().pop().unwrap_or_default();
+            match self.pop(&mut chain) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.spare.borrow_mut().push(chain);
+                    break;
+                }
+                Err(error) => {
+                    self.break_ring(error);
+                    break;
+                }
+            }
+            any = true;
+            match virtio_blk::start(chain, &self.device, &self.channel) {
+                Started::Done { chain, written } => self.complete(chain, written),
+                Started::Pending(pending) => self.hand_over(pending),
+            }
+        }
+        any
+    }
+
+    fn pop(&self, chain: &mut Chain) -> Result<bool, RingError> {
+        let mut ring = self.ring.borrow_mut();
+        ring.suppress_kicks();
+        ring.pop(chain)
+    }
+
+    fn complete(self: &Rc<Self>, chain: Chain, written: u32) {
+        self.ring.borrow_mut().push(chain.head, written);
+        self.spare.borrow_mut().push(chain);
+        self.mark_dirty();
+    }
+
+    fn mark_dirty(self: &Rc<Self>) {
+        if !self.dirty.replace(true) {
+            self.context.at_turn_end(self.clone());
+        }
+    }
+
+    /// Gives a request that did not complete at once to a worker task: an idle one, or a new one.
+    fn hand_over(self: &Rc<Self>, pending: Pending) {
+        self.in_flight.set(self.in_flight.get() + 1);
+        self.handed.borrow_mut().push(pending);
+        match self.idle_workers.borrow_mut().pop() {
+            Some(worker) => worker.wake(),
+            None => self.context.spawn(self.clone().work()),
+        }
+    }
+
+    /// A worker: completes one request after the other until the queue has stopped. There are as many as requests were
+    /// ever in flight at once.
+    async fn work(self: Rc<Self>) {
+        while let Some(pending) = self.next_request().await {
+            let (chain, written, result) = pending.await;
+            self.log_error(result);
+            self.complete(chain, written);
+            self.in_flight.set(self.in_flight.get() - 1);
+            if self.in_flight.get() == 0 {
+                self.drained.take().into_iter().for_each(Waker::wake);
+            }
+        }
+    }
+
+    async fn next_request(&self) -> Option<Pending> {
+        std::future::poll_fn(|cx| {
+            if let Some(pending) = self.handed.borrow_mut().pop() {
+                return Poll::Ready(Some(pending));
+            }
+            if self.workers_ended.get() {
+                return Poll::Ready(None);
+            }
+            self.idle_workers.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn publish(&self) {
+        self.dirty.set(false);
+        let (call, lost) = {
+            let mut ring = self.ring.borrow_mut();
+            (ring.publish(), ring.memory().is_lost())
+        };
+        if lost {
+            self.break_ring(RingError::MemoryLost);
+        } else if call {
+            self.call_guest();
+        }
+    }
+
+    fn call_guest(&self) {
+        if let Some(call) = &self.notifiers.borrow().call {
+            call.signal();
+        }
+    }
+
+    /// The ring lies: this queue serves nothing more until it is stopped and started again.
+    fn break_ring(&self, error: RingError) {
+        if self.broken.replace(true) {
+            return;
+        }
+        tracing::error!("{}: broken: {error}", self.name);
+        if let Some(notifier) = &self.notifiers.borrow().error {
+            notifier.signal();
+        }
+    }
+
+    /// Logs the cause of a failed request, at most once in an interval.
+    fn log_error(&self, result: BlockResult) {
+        let Err(error) = result else { return };
+        if matches!(error, BlockError::OutOfRange | BlockError::ReadOnly) {
+            // The guest's own doing; it is told, and counted.
+            return;
+        }
+        let now = std::time::Instant::now();
+        if self.last_error_log.get().is_some_and(|last| now.duration_since(last) < ERROR_LOG_INTERVAL) {
+            self.errors_not_logged.set(self.errors_not_logged.get() + 1);
+            return;
+        }
+        self.last_error_log.set(Some(now));
+        match self.errors_not_logged.take() {
+            0 => tracing::warn!("{}: a request failed: {error}", self.name),
+            more => tracing::warn!("{}: a request failed: {error} (and {more} before it)", self.name),
+        }
+    }
+}
+
+impl Poller for Queue {
+    fn poll(self: Rc<Self>) -> bool {
+        self.serves() && self.serve_batch()
+    }
+
+    fn arm(&self) -> bool {
+        let more = self.ring.borrow_mut().enable_kicks();
+        more && self.serves()
+    }
+
+    fn hot_flag(&self) -> &Cell<bool> {
+        &self.hot
+    }
+}
+
+impl TurnEnd for Queue {
+    fn turn_end(&self) {
+        self.publish();
+    }
+}

@@ -1,0 +1,221 @@
+//! Server: an export's control thread. It owns the socket: it accepts one front-end after the other, hands whole
+//! messages to the vhost crate, and ends a connection that breaks the protocol. It never sees a request.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::BackendReqHandler;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::export::ExportState;
+use crate::extra_messages::{self, Arrived, Header};
+use crate::session::Session;
+use crate::socket::Endpoint;
+
+/// How long a front-end may take to send the rest of a message, or to read a reply.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait after an accept that failed for lack of descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// The control thread's stack; it only parses messages.
+const STACK_BYTES: usize = 256 << 10;
+
+/// The control thread. Dropping it ends the connection and the thread.
+pub(crate) struct Server {
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How the main thread interrupts the control thread.
+struct Control {
+    stop: EventFd,
+    stopping: AtomicBool,
+    /// The connection being served, to be shut down when its peer does not read.
+    connection: Mutex<Option<UnixStream>>,
+}
+
+impl Server {
+    pub(crate) fn start(export: Arc<ExportState>, endpoint: Endpoint) -> io::Result<Self> {
+        let control = Arc::new(Control {
+            stop: EventFd::new(EFD_NONBLOCK)?,
+            stopping: AtomicBool::new(false),
+            connection: Mutex::default(),
+        });
+        let shared = control.clone();
+        // The kernel shows 15 characters.
+        let name = format!("vhost-{}", export.settings.id);
+        let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
+            serve(&export, endpoint, &shared);
+        })?;
+        Ok(Self { control, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.control.stopping.store(true, Ordering::Release);
+        let _ = self.control.stop.write(1);
+        if let Some(connection) = &*self.control.connection.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported by its own thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Control {
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn set_connection(&self, connection: Option<UnixStream>) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+    }
+}
+
+/// Waits for one descriptor or the stop. Edge-triggered, so that half a message costs nothing while the rest is
+/// awaited.
+struct Waiter<'a> {
+    epoll: Epoll,
+    control: &'a Control,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(fd: BorrowedFd<'_>, control: &'a Control) -> io::Result<Self> {
+        use std::os::fd::AsRawFd;
+        let epoll = Epoll::new()?;
+        let edge = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(edge, 0))?;
+        epoll.ctl(ControlOperation::Add, control.stop.as_raw_fd(), EpollEvent::new(EventSet::IN, 1))?;
+        Ok(Self { epoll, control })
+    }
+
+    /// Returns whether something came before the deadline. A stop counts as something.
+    fn wait(&self, deadline: Option<Instant>) -> io::Result<bool> {
+        loop {
+            let timeout_ms = match deadline {
+                None => -1,
+                // Rounded up, or the last millisecond would spin.
+                Some(at) => {
+                    let left = at.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
+                    i32::try_from(left).unwrap_or(i32::MAX)
+                }
+            };
+            let mut events = [EpollEvent::default(); 2];
+            match self.epoll.wait(timeout_ms, &mut events) {
+                Ok(n) => return Ok(n > 0 || self.control.stopping()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The control thread: one front-end after the other.
+fn serve(export: &Arc<ExportState>, endpoint: Endpoint, control: &Control) {
+    let listener = match endpoint {
+        Endpoint::Listening(listener) => listener,
+        Endpoint::Connected(stream) => return serve_front_end(export, stream, control),
+    };
+    let waiter = match Waiter::new(listener.as_fd(), control) {
+        Ok(waiter) => waiter,
+        Err(error) => return tracing::error!("{}: cannot wait for front-ends: {error}", export.name()),
+    };
+    if let Err(error) = listener.set_nonblocking() {
+        return tracing::error!("{}: {error}", export.name());
+    }
+    while !control.stopping() {
+        match listener.accept() {
+            Ok(stream) => serve_front_end(export, stream, control),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if let Err(error) = waiter.wait(None) {
+                    return tracing::error!("{}: cannot wait for front-ends: {error}", export.name());
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                // Out of descriptors, or the peer is gone already: the next one may have more luck.
+                tracing::warn!("{}: a front-end could not be accepted: {error}", export.name());
+                std::thread::sleep(ACCEPT_RETRY);
+            }
+        }
+    }
+}
+
+fn serve_front_end(export: &Arc<ExportState>, stream: UnixStream, control: &Control) {
+    tracing::info!("{}: a front-end connected", export.name());
+    let session = Session::new(export.clone());
+    export.write_cache.connected();
+    export.set_session(Some(session.clone()));
+    let ended = run_connection(&session, stream, control);
+    export.set_session(None);
+    control.set_connection(None);
+    let in_flight = session.stop_all();
+    match &ended {
+        Ok(()) => tracing::info!("{}: the front-end disconnected", export.name()),
+        Err(why) => tracing::warn!("{}: the connection was closed: {why}", export.name()),
+    }
+    if in_flight > 0 {
+        tracing::warn!("{}: {in_flight} requests in flight were not answered", export.name());
+    }
+}
+
+/// Serves messages until the connection ends; an error says why we ended it.
+fn run_connection(session: &Arc<Session>, stream: UnixStream, control: &Control) -> Result<(), String> {
+    let socket = stream.try_clone().map_err(|e| e.to_string())?;
+    // Blocking, as the crate reads whole messages; but one who never reads our replies must not hold us for ever.
+    stream.set_nonblocking(false).map_err(|e| e.to_string())?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
+    control.set_connection(stream.try_clone().ok());
+    let waiter = Waiter::new(socket.as_fd(), control).map_err(|e| e.to_string())?;
+    let mut handler = BackendReqHandler::from_stream(stream, session.clone());
+    let mut deadline = None;
+    while !control.stopping() {
+        match extra_messages::peek(&socket).map_err(|e| e.to_string())? {
+            Arrived::Closed => return Ok(()),
+            Arrived::Garbage(why) => return Err(why.into()),
+            Arrived::Whole(header) => {
+                deadline = None;
+                serve_message(session, &socket, &mut handler, header)?;
+            }
+            Arrived::Incomplete(begun) => {
+                let until = begun.then(|| *deadline.get_or_insert_with(|| Instant::now() + PATIENCE));
+                if !waiter.wait(until).map_err(|e| e.to_string())? {
+                    return Err(format!("a message was not completed within {} s", PATIENCE.as_secs()));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn serve_message(
+    session: &Arc<Session>,
+    socket: &UnixStream,
+    handler: &mut BackendReqHandler<Session>,
+    header: Header,
+) -> Result<(), String> {
+    if header.request == extra_messages::SET_BACKEND_REQ_FD {
+        let channel = extra_messages::take_backend_channel(socket, header).map_err(|e| e.to_string())?;
+        let ok = session.set_backend_channel(channel);
+        return match (ok, session.acknowledges() && header.needs_reply()) {
+            (_, true) => extra_messages::acknowledge(socket, header, ok).map_err(|e| e.to_string()),
+            (true, false) => Ok(()),
+            (false, false) => Err("SET_BACKEND_REQ_FD without a socket, or without BACKEND_REQ negotiated".into()),
+        };
+    }
+    match handler.handle_request() {
+        Ok(()) => Ok(()),
+        // Refused by our own handler, and the front-end was told: the stream is in step, the connection goes on.
+        Err(_) if session.take_refused() && header.is_acknowledged() && session.acknowledges() => Ok(()),
+        Err(error) => Err(format!("message {}: {error}", header.request)),
+    }
+}

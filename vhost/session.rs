@@ -1,0 +1,608 @@
+//! The session with one front-end: every state that vhost-user negotiates, and what each message does to it. It never
+//! touches a ring itself: starting, stopping and changing one is asked of the queue's iothread, with an answer.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use blockport_block::aio::{AioContext, Answer};
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
+    VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::config_space::{F_PROTOCOL_FEATURES, bit};
+use crate::export::ExportState;
+use crate::extra_messages;
+use crate::guest_memory::{GuestMemory, MemoryRegion, REGIONS_MAX};
+use crate::notifier::Notifier;
+use crate::queue::{Notifiers, Queue, QueueSetup};
+use crate::virtqueue::{RingFeatures, RingLayout, VirtQueue};
+
+/// VHOST_F_LOG_ALL: changes with the migration, not with the rings.
+const F_LOG_ALL: u32 = 26;
+
+/// All that was negotiated with one front-end. Plain data: what a later process would need to go on with it.
+#[derive(Default)]
+pub(crate) struct SessionState {
+    /// As acknowledged; 0 until then.
+    features: u64,
+    protocol_features: u64,
+    memory: Arc<GuestMemory>,
+    vrings: Vec<Vring>,
+    backend_channel: Option<UnixStream>,
+}
+
+/// What is known of one ring, started or not. Addresses are the front-end's own.
+#[derive(Default)]
+struct Vring {
+    size: u16,
+    addresses: Option<Addresses>,
+    base: u16,
+    kick: Option<Arc<OwnedFd>>,
+    call: Option<Arc<Notifier>>,
+    error: Option<Arc<Notifier>>,
+    enabled: bool,
+    started: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Addresses {
+    desc: u64,
+    avail: u64,
+    used: u64,
+}
+
+/// A session: its state and the export it is with.
+pub(crate) struct Session {
+    export: Arc<ExportState>,
+    state: Mutex<SessionState>,
+    /// Set when a handler of ours has refused a message, so that the error that comes back from the crate can be told
+    /// from every other.
+    refused: AtomicBool,
+    /// Whether this connection has started a ring, or read the config, yet.
+    rings_started: AtomicBool,
+    config_read: AtomicBool,
+}
+
+/// A refusal with its reason for the log.
+fn refuse(why: impl std::fmt::Display) -> Error {
+    Error::ReqHandlerError(io::Error::other(why.to_string()))
+}
+
+impl Session {
+    pub(crate) fn new(export: Arc<ExportState>) -> Arc<Self> {
+        let vrings = (0..export.settings.num_queues).map(|_| Vring::default()).collect();
+        Arc::new(Self {
+            export,
+            state: Mutex::new(SessionState { vrings, ..SessionState::default() }),
+            refused: AtomicBool::new(false),
+            rings_started: AtomicBool::new(false),
+            config_read: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether the last error was a refusal of our own; asking resets it.
+    pub(crate) fn take_refused(&self) -> bool {
+        self.refused.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether REPLY_ACK was negotiated.
+    pub(crate) fn acknowledges(&self) -> bool {
+        self.state().protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    /// Keeps the back-end channel; refused unless negotiated.
+    pub(crate) fn set_backend_channel(&self, channel: Option<UnixStream>) -> bool {
+        let mut state = self.state();
+        let negotiated = state.protocol_features & VhostUserProtocolFeatures::BACKEND_REQ.bits() != 0;
+        let ok = negotiated && channel.is_some();
+        if ok {
+            if let Some(channel) = &channel {
+                // A front-end that never reads must not hold the control thread.
+                let _ = channel.set_nonblocking(true);
+            }
+            state.backend_channel = channel;
+        }
+        ok
+    }
+
+    /// Tells the front-end that the config space has changed, where it has a way to be told.
+    pub(crate) fn config_changed(&self) {
+        if let Some(channel) = &self.state().backend_channel
+            && let Err(error) = extra_messages::send_config_change(channel)
+        {
+            tracing::warn!("{}: the config change could not be sent: {error}", self.export.name());
+        }
+    }
+
+    /// Stops all rings: every request is finished, guest memory is not touched afterwards. Returns how many requests
+    /// were in flight.
+    pub(crate) fn stop_all(&self) -> usize {
+        let mut state = self.state();
+        let count = state.vrings.len();
+        (0..count).map(|index| self.stop(&mut state, index).in_flight).sum()
+    }
+
+    fn state(&self) -> MutexGuard<'_, SessionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a handler and remembers whether it refused.
+    fn handle<T>(&self, what: &str, handler: impl FnOnce(&mut SessionState) -> Result<T>) -> Result<T> {
+        let result = handler(&mut self.state());
+        if let Err(error) = &result {
+            self.refused.store(true, Ordering::Relaxed);
+            match error {
+                Error::ReqHandlerError(why) => tracing::warn!("{}: {what} refused: {why}", self.export.name()),
+                other => tracing::warn!("{}: {what} refused: {other}", self.export.name()),
+            }
+        }
+        result
+    }
+
+    fn queue_index(&self, index: u32) -> Result<usize> {
+        match usize::try_from(index) {
+            Ok(index) if index < usize::from(self.export.settings.num_queues) => Ok(index),
+            _ => Err(refuse(format_args!("queue {index} of {}, counted from 0", self.export.settings.num_queues))),
+        }
+    }
+
+    /// Starts a ring on its iothread.
+    fn start(&self, state: &mut SessionState, index: usize) -> Result<()> {
+        if state.features & bit(VIRTIO_F_VERSION_1) == 0 {
+            return Err(refuse(
+                "the guest driver did not accept VIRTIO_F_VERSION_1; devices older than virtio 1.0 are not offered",
+            ));
+        }
+        let features = RingFeatures {
+            event_idx: state.features & bit(VIRTIO_RING_F_EVENT_IDX) != 0,
+            indirect: state.features & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0,
+        };
+        let memory = state.memory.clone();
+        let vring = &mut state.vrings[index];
+        let Some(addresses) = vring.addresses else {
+            return Err(refuse("the ring was started before its addresses were set"));
+        };
+        let layout = self.layout(vring.size, addresses);
+        let ring = VirtQueue::new(memory, layout, features, vring.base).map_err(refuse)?;
+        let setup = QueueSetup {
+            name: format!("{}, queue {index}", self.export.name()),
+            ring,
+            device: self.export.device.clone(),
+            kick: vring.kick.clone(),
+            notifiers: Notifiers { call: vring.call.clone(), error: vring.error.clone() },
+            enabled: vring.enabled,
+        };
+        let (number, backend) = (self.export.queue_number(index), self.export.backend.clone());
+        let started =
+            self.export.remote(index).call(move |context, answer: Answer<std::result::Result<(), String>>| {
+                let channel = match backend.channel(context) {
+                    Ok(channel) => channel,
+                    Err(error) => return answer.give(Err(error.to_string())),
+                };
+                let queue = Queue::start(setup, context, channel);
+                let weak: std::rc::Weak<Queue> = Rc::downgrade(&queue);
+                context.set_local(number, weak);
+                answer.give(Ok(()));
+            });
+        started.unwrap_or_else(|| Err("its iothread has ended".into())).map_err(refuse)?;
+        vring.started = true;
+        Ok(())
+    }
+
+    fn layout(&self, size: u16, addresses: Addresses) -> RingLayout {
+        let Addresses { desc, avail, used } = addresses;
+        // A request has at most seg_max buffers, a header and a status.
+        let indirect_max = u16::try_from(self.export.settings.seg_max + 2).unwrap_or(u16::MAX);
+        RingLayout { size, desc, avail, used, indirect_max }
+    }
+
+    /// Stops a ring on its iothread, if it is started, and keeps where it stopped.
+    fn stop(&self, state: &mut SessionState, index: usize) -> Stopped {
+        let vring = &mut state.vrings[index];
+        if !std::mem::replace(&mut vring.started, false) {
+            return Stopped { base: vring.base, in_flight: 0 };
+        }
+        let stopped = self.on_queue(index, |context, queue, answer: Answer<Stopped>| {
+            let in_flight = queue.in_flight();
+            context.spawn(async move {
+                let base = queue.stop().await;
+                answer.give(Stopped { base, in_flight });
+            });
+        });
+        let stopped = stopped.unwrap_or(Stopped { base: vring.base, in_flight: 0 });
+        vring.base = stopped.base;
+        stopped
+    }
+
+    /// Runs `run` with a started queue on its iothread and waits for the answer; `None` when the queue is not there.
+    fn on_queue<T: Send + 'static>(
+        &self,
+        index: usize,
+        run: impl FnOnce(&AioContext, Rc<Queue>, Answer<T>) + Send + 'static,
+    ) -> Option<T> {
+        let number = self.export.queue_number(index);
+        self.export.remote(index).call(move |context, answer| {
+            if let Some(queue) = context.local::<Queue>(number) {
+                run(context, queue, answer);
+            }
+        })
+    }
+
+    /// Goes over to another memory table: rings first finish what uses a region that goes away.
+    fn change_memory(&self, state: &mut SessionState, memory: GuestMemory, loses_regions: bool) {
+        let memory = Arc::new(memory);
+        state.memory = memory.clone();
+        for index in 0..state.vrings.len() {
+            if !state.vrings[index].started {
+                continue;
+            }
+            let memory = memory.clone();
+            self.on_queue(index, move |context, queue, answer| {
+                context.spawn(async move {
+                    if loses_regions {
+                        queue.pause().await;
+                    }
+                    queue.set_memory(memory);
+                    queue.resume();
+                    answer.give(());
+                });
+            });
+        }
+    }
+
+    /// The write cache that the guest driver gets by what it negotiated (§5.2.5, and the spec's section 4).
+    fn apply_write_cache(&self, features: u64) {
+        self.export.write_cache.negotiated(features, &self.export.backend);
+    }
+}
+
+/// Where a ring stopped, and how many requests it had in flight then.
+struct Stopped {
+    base: u16,
+    in_flight: usize,
+}
+
+fn map_single(region: &VhostUserSingleMemoryRegion, file: File) -> Result<MemoryRegion> {
+    MemoryRegion::map(region.guest_phys_addr, region.user_addr, region.memory_size, region.mmap_offset, file)
+        .map_err(refuse)
+}
+
+fn notifier(file: Option<File>) -> Result<Option<Arc<Notifier>>> {
+    let wrap = |file| Notifier::new(file).map(Arc::new).ok_or_else(|| refuse("the descriptor is not an eventfd"));
+    file.map(wrap).transpose()
+}
+
+impl VhostUserBackendReqHandler for Session {
+    fn set_owner(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&self) -> Result<()> {
+        // Deprecated by the specification; front-ends that send it mean nothing by it.
+        Ok(())
+    }
+
+    fn reset_device(&self) -> Result<()> {
+        self.handle("RESET_DEVICE", |state| {
+            // Memory, protocol features, channel and descriptors stay: QEMU sends this at every guest reset.
+            for index in 0..state.vrings.len() {
+                self.stop(state, index);
+                let vring = &mut state.vrings[index];
+                vring.base = 0;
+                vring.enabled = state.features & bit(F_PROTOCOL_FEATURES) == 0;
+            }
+            Ok(())
+        })
+    }
+
+    fn get_features(&self) -> Result<u64> {
+        Ok(self.export.features)
+    }
+
+    fn set_features(&self, features: u64) -> Result<()> {
+        self.handle("SET_FEATURES", |state| {
+            let unknown = features & !(self.export.features | bit(F_LOG_ALL));
+            if unknown != 0 {
+                return Err(refuse(format_args!("feature bits {unknown:#x} were not offered")));
+            }
+            if features & bit(F_LOG_ALL) != 0 {
+                return Err(refuse("logging for live migration was not offered"));
+            }
+            let changed = (features ^ state.features) & !bit(F_LOG_ALL);
+            if changed != 0 && state.vrings.iter().any(|vring| vring.started) {
+                return Err(refuse(format_args!("feature bits {changed:#x} change while rings run")));
+            }
+            if changed != 0 {
+                self.apply_write_cache(features);
+            }
+            state.features = features;
+            Ok(())
+        })
+    }
+
+    fn set_mem_table(
+        &self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        self.handle("SET_MEM_TABLE", |state| {
+            let mapped: Result<Vec<_>> = regions
+                .iter()
+                .zip(files)
+                .map(|(region, file)| {
+                    let (guest, user) = (region.guest_phys_addr, region.user_addr);
+                    MemoryRegion::map(guest, user, region.memory_size, region.mmap_offset, file)
+                        .map(Arc::new)
+                        .map_err(refuse)
+                })
+                .collect();
+            let memory = GuestMemory::new(mapped?).map_err(refuse)?;
+            self.change_memory(state, memory, true);
+            Ok(None)
+        })
+    }
+
+    fn set_vring_num(&self, index: u32, num: u32) -> Result<()> {
+        self.handle("SET_VRING_NUM", |state| {
+            let index = self.queue_index(index)?;
+            let most = self.export.settings.queue_size_max;
+            let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= most);
+            let Some(size) = size else {
+                return Err(refuse(format_args!("a ring of {num}: it must be a power of two, at most {most}")));
+            };
+            let vring = &mut state.vrings[index];
+            if vring.started && size != vring.size {
+                return Err(refuse("the ring is running"));
+            }
+            vring.size = size;
+            Ok(())
+        })
+    }
+
+    fn set_vring_addr(
+        &self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        self.handle("SET_VRING_ADDR", |state| {
+            let index = self.queue_index(index)?;
+            let (memory, vring) = (state.memory.clone(), &mut state.vrings[index]);
+            let addresses = Addresses { desc: descriptor, avail: available, used };
+            if vring.started {
+                // QEMU sends it again when logging changes; the ring stays where it is.
+                let same =
+                    vring.addresses.is_some_and(|old| (old.desc, old.avail, old.used) == (descriptor, available, used));
+                return if same { Ok(()) } else { Err(refuse("the ring is running")) };
+            }
+            let layout = self.layout(vring.size, addresses);
+            if vring.size > 0 {
+                VirtQueue::new(memory, layout, RingFeatures::default(), 0).map_err(refuse)?;
+            }
+            vring.addresses = Some(addresses);
+            Ok(())
+        })
+    }
+
+    fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
+        self.handle("SET_VRING_BASE", |state| {
+            let vring = &mut state.vrings[self.queue_index(index)?];
+            let Ok(base) = u16::try_from(base) else {
+                return Err(refuse(format_args!("index {base} does not fit a split ring")));
+            };
+            if vring.started {
+                return Err(refuse("the ring is running"));
+            }
+            vring.base = base;
+            Ok(())
+        })
+    }
+
+    fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
+        self.handle("GET_VRING_BASE", |state| {
+            let base = self.stop(state, self.queue_index(index)?).base;
+            Ok(VhostUserVringState::new(index, u32::from(base)))
+        })
+    }
+
+    fn set_vring_kick(&self, index: u8, fd: Option<File>) -> Result<()> {
+        self.handle("SET_VRING_KICK", |state| {
+            let index = self.queue_index(index.into())?;
+            let vring = &mut state.vrings[index];
+            vring.kick = fd.map(|file| Arc::new(OwnedFd::from(file)));
+            if vring.started {
+                let kick = vring.kick.clone();
+                self.on_queue(index, move |_, queue, answer| {
+                    queue.set_kick(kick);
+                    answer.give(());
+                });
+                return Ok(());
+            }
+            // Without PROTOCOL_FEATURES there is no SET_VRING_ENABLE: the ring starts enabled.
+            if state.features & bit(F_PROTOCOL_FEATURES) == 0 {
+                state.vrings[index].enabled = true;
+            }
+            if !self.rings_started.swap(true, Ordering::Relaxed) {
+                let config_read = self.config_read.load(Ordering::Relaxed);
+                self.export.write_cache.first_start(config_read, state.features, &self.export.backend);
+            }
+            self.start(state, index)
+        })
+    }
+
+    fn set_vring_call(&self, index: u8, fd: Option<File>) -> Result<()> {
+        self.handle("SET_VRING_CALL", |state| {
+            let index = self.queue_index(index.into())?;
+            let vring = &mut state.vrings[index];
+            vring.call = notifier(fd)?;
+            if vring.started {
+                let call = vring.call.clone();
+                self.on_queue(index, move |_, queue, answer| {
+                    queue.set_call(call);
+                    answer.give(());
+                });
+            }
+            Ok(())
+        })
+    }
+
+    fn set_vring_err(&self, index: u8, fd: Option<File>) -> Result<()> {
+        self.handle("SET_VRING_ERR", |state| {
+            let index = self.queue_index(index.into())?;
+            let vring = &mut state.vrings[index];
+            vring.error = notifier(fd)?;
+            if vring.started {
+                let error = vring.error.clone();
+                self.on_queue(index, move |_, queue, answer| {
+                    queue.set_error(error);
+                    answer.give(());
+                });
+            }
+            Ok(())
+        })
+    }
+
+    fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::BACKEND_SEND_FD
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    }
+
+    fn set_protocol_features(&self, features: u64) -> Result<()> {
+        self.handle("SET_PROTOCOL_FEATURES", |state| {
+            let unknown = features & !self.get_protocol_features()?.bits();
+            if unknown != 0 {
+                return Err(refuse(format_args!("protocol feature bits {unknown:#x} were not offered")));
+            }
+            state.protocol_features = features;
+            Ok(())
+        })
+    }
+
+    fn get_queue_num(&self) -> Result<u64> {
+        Ok(self.export.settings.num_queues.into())
+    }
+
+    fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {
+        self.handle("SET_VRING_ENABLE", |state| {
+            let index = self.queue_index(index)?;
+            let vring = &mut state.vrings[index];
+            vring.enabled = enable;
+            if vring.started {
+                self.on_queue(index, move |_, queue, answer| {
+                    queue.set_enabled(enable);
+                    answer.give(());
+                });
+            }
+            Ok(())
+        })
+    }
+
+    fn get_config(&self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        // A refusal is answered with size 0, so this one does not close the connection.
+        if !self.rings_started.load(Ordering::Relaxed) && !self.config_read.swap(true, Ordering::Relaxed) {
+            self.export.write_cache.config_read(&self.export.backend);
+        }
+        let config = self.export.config();
+        let range = usize::try_from(offset).ok().zip(usize::try_from(size).ok());
+        let bytes = range.and_then(|(offset, size)| config.get(offset..offset.checked_add(size)?));
+        bytes.map(<[u8]>::to_vec).ok_or_else(|| {
+            tracing::info!("{}: GET_CONFIG of {size} bytes at {offset:#x} is outside it", self.export.name());
+            refuse("outside the config space")
+        })
+    }
+
+    fn set_config(&self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
+        self.handle("SET_CONFIG", |state| self.export.set_config(offset, buf, state.features).map_err(refuse))
+    }
+
+    fn set_gpu_socket(&self, _: GpuBackend) -> Result<()> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn get_shared_object(&self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn get_inflight_fd(&self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn set_inflight_fd(&self, _: &VhostUserInflight, _: File) -> Result<()> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn get_max_mem_slots(&self) -> Result<u64> {
+        Ok(REGIONS_MAX as u64)
+    }
+
+    fn add_mem_region(
+        &self,
+        region: &VhostUserSingleMemoryRegion,
+        fd: File,
+        _postcopy_listening: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        self.handle("ADD_MEM_REG", |state| {
+            let mut regions = state.memory.regions().to_vec();
+            regions.push(Arc::new(map_single(region, fd)?));
+            let memory = GuestMemory::new(regions).map_err(refuse)?;
+            self.change_memory(state, memory, false);
+            Ok(None)
+        })
+    }
+
+    fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        self.handle("REM_MEM_REG", |state| {
+            let mut regions = state.memory.regions().to_vec();
+            let wanted = (region.guest_phys_addr, region.user_addr, region.memory_size);
+            let at = regions.iter().position(|r| (r.guest_addr, r.user_addr, r.size) == wanted);
+            let Some(at) = at else {
+                return Err(refuse(format_args!("there is no region at guest address {:#x}", wanted.0)));
+            };
+            regions.remove(at);
+            let memory = GuestMemory::new(regions).map_err(refuse)?;
+            self.change_memory(state, memory, true);
+            Ok(())
+        })
+    }
+
+    fn set_device_state_fd(
+        &self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn check_device_state(&self) -> Result<()> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn get_shmem_config(&self) -> Result<VhostUserShMemConfig> {
+        Err(Error::InvalidMessage)
+    }
+
+    fn set_log_base(&self, _: &VhostUserLog, _: File) -> Result<()> {
+        Err(Error::InvalidMessage)
+    }
+}

@@ -1,0 +1,178 @@
+//! Where an export is reached: a Unix socket that we make, or a descriptor passed in. It owns the listening socket and
+//! its file; what is said on it is the session's business.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// Where an export is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketAddress {
+    /// A socket file that we make.
+    Unix {
+        /// Its path; at most 107 bytes.
+        path: PathBuf,
+        /// Its permission bits; `None`: what the umask leaves.
+        mode: Option<u32>,
+        /// Its group, a number; `None`: our own.
+        group: Option<u32>,
+    },
+    /// A listening or connected socket that we inherited.
+    Fd(RawFd),
+}
+
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { path, .. } => write!(f, "{}", path.display()),
+            Self::Fd(fd) => write!(f, "file descriptor {fd}"),
+        }
+    }
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+#[error("socket {address}: {why}")]
+pub struct SocketError {
+    address: String,
+    why: String,
+}
+
+/// A socket to be served.
+pub(crate) enum Endpoint {
+    /// Front-ends connect one after the other.
+    Listening(Listener),
+    /// One front-end, served once.
+    Connected(UnixStream),
+}
+
+/// A listening socket; the file it made goes away with it.
+pub(crate) struct Listener {
+    listener: UnixListener,
+    /// Path, device and inode of our own socket file.
+    file: Option<(PathBuf, u64, u64)>,
+}
+
+impl Listener {
+    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
+        self.listener.set_nonblocking(true)
+    }
+
+    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().map(|(stream, _)| stream)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Only our own file: somebody may have put another one there.
+        if let Some((path, dev, ino)) = &self.file
+            && std::fs::symlink_metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (*dev, *ino))
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Endpoint {
+    pub(crate) fn open(address: &SocketAddress) -> Result<Self, SocketError> {
+        let refuse = |why: String| SocketError { address: address.to_string(), why };
+        match address {
+            SocketAddress::Unix { path, mode, group } => {
+                let listener = listen(path).map_err(refuse)?;
+                let result = prepare(&listener, path, *mode, *group).map_err(|e| refuse(e.to_string()));
+                if result.is_err() {
+                    let _ = std::fs::remove_file(path);
+                }
+                result.map(Self::Listening)
+            }
+            SocketAddress::Fd(fd) => inherited(*fd).map_err(refuse),
+        }
+    }
+}
+
+/// Binds the path. A socket file that nobody listens on is replaced; anything else that is there is left alone.
+fn listen(path: &Path) -> Result<UnixListener, String> {
+    let error = match UnixListener::bind(path) {
+        Ok(listener) => return Ok(listener),
+        Err(error) => error,
+    };
+    if error.kind() != io::ErrorKind::AddrInUse {
+        return Err(error.to_string());
+    }
+    let is_socket =
+        std::fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()));
+    if !is_socket {
+        return Err("there is a file of that name, and it is not a socket".into());
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err("another process is serving it".into()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            tracing::info!("socket {}: replacing a stale socket file", path.display());
+            std::fs::remove_file(path).map_err(|e| format!("removing the stale socket file: {e}"))?;
+            UnixListener::bind(path).map_err(|e| e.to_string())
+        }
+        Err(error) => Err(format!("it is in use ({error})")),
+    }
+}
+
+fn prepare(listener: &UnixListener, path: &Path, mode: Option<u32>, group: Option<u32>) -> io::Result<Listener> {
+    if let Some(group) = group {
+        std::os::unix::fs::chown(path, None, Some(group))?;
+    }
+    if let Some(mode) = mode {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    let metadata = std::fs::symlink_metadata(path)?;
+    let file = Some((path.to_owned(), metadata.dev(), metadata.ino()));
+    Ok(Listener { listener: listener.try_clone()?, file })
+}
+
+/// Takes over an inherited socket. SO_ACCEPTCONN tells a listening one from a connected one.
+fn inherited(fd: RawFd) -> Result<Endpoint, String> {
+    if fd <= 2 {
+        return Err("standard input, output and error cannot be the socket".into());
+    }
+    let flags = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|_| "it is not open".to_owned())?;
+    if !flags.to_string_lossy().starts_with("socket:") {
+        return Err("it is not a socket".into());
+    }
+    let owned = take_fd(fd);
+    match accepts_connections(&owned).map_err(|e| e.to_string())? {
+        true => Ok(Endpoint::Listening(Listener { listener: owned.into(), file: None })),
+        false => Ok(Endpoint::Connected(owned.into())),
+    }
+}
+
+#[allow(unsafe_code)] // Taking over an inherited descriptor; one call.
+fn take_fd(fd: RawFd) -> OwnedFd {
+    // SAFETY: the descriptor was handed to this process for this export alone, is open, and is not one of the three
+    // standard ones; each export names its own.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[allow(unsafe_code)] // getsockopt has no wrapper in the standard library; one call.
+fn accepts_connections(socket: &OwnedFd) -> io::Result<bool> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and `value` and `len` describe a place for an int.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ACCEPTCONN,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value != 0) }
+}
