@@ -1,0 +1,195 @@
+//! The command line in the style of qemu-storage-daemon: objects, nodes and exports, one option each.
+//!
+//! This file owns what `--object`, `--blockdev` and `--export` mean and their order, and it refuses by name what that
+//! program has and this one lacks. It never interprets the options of a block driver.
+
+use std::path::PathBuf;
+
+use blockport_block::options::{Options, OptionsError, parse_keyval};
+use clap::{ArgMatches, Args};
+
+use super::{Config, ExportConfig, Invocation, IothreadConfig, Step, UsageError};
+
+/// Objects that qemu-storage-daemon knows and this daemon does not yet.
+const OBJECTS_UNSUPPORTED: &[&str] = &[
+    "authz-list",
+    "authz-list-file",
+    "authz-simple",
+    "main-loop",
+    "pr-manager-helper",
+    "secret",
+    "secret_keyring",
+    "thread-context",
+    "throttle-group",
+    "tls-creds-anon",
+    "tls-creds-psk",
+    "tls-creds-x509",
+];
+
+/// Options that qemu-storage-daemon knows and this daemon does not yet: the argument's name and how it is written.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    ("nbd_server", "--nbd-server"),
+    ("chardev", "--chardev"),
+    ("monitor", "--monitor"),
+    ("trace", "--trace"),
+];
+
+/// The options, with their help.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Any graph of nodes, in the style of qemu-storage-daemon")]
+pub struct StorageDaemonArgs {
+    /// Create an object: iothread,id=ID[,poll-max-ns=NS][,poll-grow=N][,poll-shrink=N]
+    ///
+    /// An iothread runs queues of the exports that name it. It polls for up to poll-max-ns nanoseconds (32768) before
+    /// it sleeps; 0 never polls. `--object help` lists the kinds of objects, `--object iothread,help` its properties.
+    #[arg(long, value_name = "OBJECT")]
+    object: Vec<String>,
+
+    /// Define a node: [driver=]DRIVER,node-name=NAME[,OPTION=VALUE]...
+    ///
+    /// Dotted keys nest: `file.driver=file` defines a child in place, `file=NAME` refers to a node defined before. A
+    /// comma in a value is written twice. An argument that starts with `{` is JSON.
+    ///
+    /// Every driver knows node-name, read-only, auto-read-only, discard, detect-zeroes, cache.direct, cache.no-flush
+    /// and force-share; `file` knows filename, locking and aio, too.
+    #[arg(long, value_name = "NODE")]
+    blockdev: Vec<String>,
+
+    /// Serve a node: [type=]vhost-user-blk,id=ID,node-name=NAME,addr.type=unix,addr.path=SOCKET[,OPTION=VALUE]...
+    ///
+    /// addr.type=fd,addr.str=N takes an inherited socket instead, listening or connected. Further options: writable=on
+    /// (off), num-queues=1..256 (1), logical-block-size=SIZE (512), writethrough=on (off), iothread=ID or
+    /// iothreads.0=ID,iothreads.1=ID..., fixed-iothread, serial=TEXT of at most 20 bytes (the id), queue-size-max=N
+    /// (32768), seg-max=1..1024 (126), socket-mode=OCTAL and socket-group=GROUP (by the umask).
+    #[arg(long, value_name = "EXPORT")]
+    export: Vec<String>,
+
+    /// Write the process id to a file, once everything is up
+    #[arg(long, value_name = "PATH", overrides_with = "pidfile")]
+    pidfile: Option<PathBuf>,
+
+    /// Go to the background; the command returns when everything is up
+    #[arg(long, overrides_with = "daemonize")]
+    daemonize: bool,
+
+    #[arg(long, hide = true, value_name = "OPTIONS")]
+    nbd_server: Vec<String>,
+
+    #[arg(long, hide = true, value_name = "OPTIONS")]
+    chardev: Vec<String>,
+
+    #[arg(long, hide = true, value_name = "OPTIONS")]
+    monitor: Vec<String>,
+
+    #[arg(short = 'T', long, hide = true, value_name = "OPTIONS")]
+    trace: Vec<String>,
+}
+
+impl StorageDaemonArgs {
+    /// What the options ask for. `matches` are those that `self` comes from; they know the order.
+    pub fn invocation(self, matches: &ArgMatches) -> Result<Invocation, UsageError> {
+        if let Some((_, written)) = UNSUPPORTED.iter().find(|(id, _)| matches.contains_id(id)) {
+            return Err(UsageError::new(format!("{written} is not supported yet")));
+        }
+        let mut config = Config {
+            pidfile: self.pidfile,
+            daemonize: self.daemonize,
+            ..Config::default()
+        };
+        for (option, text) in in_order(matches) {
+            let step = match option {
+                "object" => match object(text)? {
+                    Object::Step(step) => step,
+                    Object::Help(text) => return Ok(Invocation::Print(text)),
+                },
+                "blockdev" => Step::Blockdev(blockdev(text)?),
+                _ => {
+                    let options = parse(text, "export", "type", "id")?;
+                    Step::Export(ExportConfig::from_options(options).map_err(UsageError::new)?)
+                }
+            };
+            config.steps.push(step);
+        }
+        Ok(Invocation::Start(config))
+    }
+}
+
+/// The repeatable options and their values as they stand on the command line.
+fn in_order(matches: &ArgMatches) -> Vec<(&'static str, &str)> {
+    let mut found = Vec::new();
+    for option in ["object", "blockdev", "export"] {
+        let values = matches.get_many::<String>(option).unwrap_or_default();
+        let indices = matches.indices_of(option).unwrap_or_default();
+        found.extend(
+            indices
+                .zip(values)
+                .map(|(index, value)| (index, option, value.as_str())),
+        );
+    }
+    found.sort_by_key(|(index, ..)| *index);
+    found
+        .into_iter()
+        .map(|(_, option, value)| (option, value))
+        .collect()
+}
+
+/// Reads one argument. Complaints begin with `option` and what stands at `name_key`, if it does.
+fn parse(
+    text: &str,
+    option: &str,
+    implied_key: &str,
+    name_key: &str,
+) -> Result<Options, UsageError> {
+    let flag = format!("--{option}");
+    let options = parse_keyval(text, Some(implied_key))
+        .map_err(|error: OptionsError| UsageError::new(error.about(flag.as_str())))?;
+    let subject = match options.peek_str(name_key) {
+        Some(name) => format!("{option} {name:?}"),
+        None => flag,
+    };
+    Ok(options.with_subject(subject))
+}
+
+/// Reads a node's options. They stay whole: the graph takes the name and the driver.
+fn blockdev(text: &str) -> Result<Options, UsageError> {
+    let options = parse(text, "blockdev", "driver", "node-name")?;
+    match ["driver", "node-name"]
+        .iter()
+        .find(|key| !options.contains(key))
+    {
+        Some(key) => Err(UsageError::new(options.missing(key))),
+        None => Ok(options),
+    }
+}
+
+/// What an `--object` is.
+enum Object {
+    Step(Step),
+    Help(String),
+}
+
+/// Reads an object, or answers a question about objects.
+fn object(text: &str) -> Result<Object, UsageError> {
+    match text {
+        "help" | "?" => return Ok(Object::Help("Objects:\n  iothread\n".to_owned())),
+        "iothread,help" | "iothread,?" => {
+            let properties = "iothread properties:\n  poll-grow=<int>\n  poll-max-ns=<int>\n  poll-shrink=<int>\n";
+            return Ok(Object::Help(properties.to_owned()));
+        }
+        _ => {}
+    }
+    let mut options = parse(text, "object", "qom-type", "id")?;
+    let kind = options.require_str("qom-type").map_err(UsageError::new)?;
+    match kind.as_str() {
+        "iothread" => {
+            let iothread = IothreadConfig::from_options(options).map_err(UsageError::new)?;
+            Ok(Object::Step(Step::Iothread(iothread)))
+        }
+        kind if OBJECTS_UNSUPPORTED.contains(&kind) => {
+            Err(UsageError::new(options.unsupported_value("qom-type", kind)))
+        }
+        other => Err(UsageError::new(
+            options.invalid("qom-type", other, "iothread"),
+        )),
+    }
+}
