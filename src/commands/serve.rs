@@ -264,7 +264,7 @@ fn qemu_arguments(export: &ExportConfig, socket: &str) -> String {
         socket.replace(',', ",,")
     );
     format!(
-        "-object memory-backend-memfd,id=mem,size=2G,share=on -numa node,memdev=mem \\\n  -chardev {} \\\n  \
+        "-m 2G -object memory-backend-memfd,id=mem,size=2G,share=on -numa node,memdev=mem \\\n  -chardev {} \\\n  \
          -device vhost-user-blk-pci,chardev=c0,num-queues={}{queue_size}",
         quoted(&chardev),
         export.num_queues,
@@ -426,7 +426,7 @@ serving /nowhere/d.raw (raw, read-write, direct I/O, write-back)
   4 queues on 2 iothreads, blocks of 512 bytes, serial \"disk\"
 
 QEMU (before 9.2 write reconnect=1):
-  -object memory-backend-memfd,id=mem,size=2G,share=on -numa node,memdev=mem \\
+  -m 2G -object memory-backend-memfd,id=mem,size=2G,share=on -numa node,memdev=mem \\
   -chardev socket,id=c0,path=/run/vm1.sock,reconnect-ms=1000 \\
   -device vhost-user-blk-pci,chardev=c0,num-queues=4
 
