@@ -153,9 +153,8 @@ fn numbers_to_list(path: String, value: Value) -> Result<Value> {
         let Some(found) = entries.iter().position(|(key, _)| *key == number) else {
             return Err(OptionsError { subject: String::new(), path: element_path, kind: OptionsErrorKind::Missing });
         };
-        // The order of the others no longer matters: they are looked up by number.
-        list.push(numbers_to_list(element_path, entries[found].1.clone())?);
-        entries[found].1 = Value::Null;
+        let element = std::mem::replace(&mut entries[found].1, Value::Null);
+        list.push(numbers_to_list(element_path, element)?);
     }
     Ok(Value::List(list))
 }
