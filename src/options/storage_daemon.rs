@@ -37,6 +37,10 @@ const UNSUPPORTED: &[(&str, &str)] = &[
 /// The options, with their help.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Any graph of nodes, in the style of qemu-storage-daemon")]
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are help texts, where brackets mean optional parts"
+)]
 pub struct StorageDaemonArgs {
     /// Create an object: iothread,id=ID[,poll-max-ns=NS][,poll-grow=N][,poll-shrink=N]
     ///
