@@ -231,17 +231,21 @@ impl BlockBackend {
         }
     }
 
-    /// Makes everything written so far stable. Not on an iothread.
+    /// Makes everything written so far stable, whether or not a queue is started. Not on an iothread.
     ///
     /// # Errors
-    /// The flush failed. Without a channel nothing was written and there is nothing to do.
-    pub fn flush_blocking(&self) -> BlockResult {
-        let number = self.number;
+    /// The flush failed. Without an iothread that ever used the backend, nothing was written and there is nothing to do.
+    pub fn flush_blocking(self: &Arc<Self>) -> BlockResult {
         let Some(remote) = self.remotes().into_iter().next() else { return Ok(()) };
-        let flushed = remote.call(move |context, answer: Answer<BlockResult>| {
-            let Some(channel) = context.local::<BackendChannel>(number) else { return answer.give(Ok(())) };
-            context.spawn(async move { answer.give(channel.flush().await) });
+        let backend = self.clone();
+        let flushed = remote.call(move |context, answer: Answer<BlockResult>| match backend.channel(context) {
+            Ok(channel) => context.spawn(async move { answer.give(channel.flush().await) }),
+            Err(error) => {
+                tracing::error!("\"{}\": {error}", backend.name());
+                answer.give(Err(BlockError::Host(libc::EIO)));
+            }
         });
+        // The iothread has ended, and with it everything that could have been written.
         flushed.unwrap_or(Ok(()))
     }
 

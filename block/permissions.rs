@@ -80,14 +80,11 @@ impl Permissions {
     /// What a node without users holds and shares.
     pub const UNUSED: Self = Self { held: PermissionSet::NONE, shared: PermissionSet::ALL };
 
-    /// A device that reads, and writes if `writable`. Others may read; with `share_writes` they may write as well.
-    pub fn device(writable: bool, share_writes: bool) -> Self {
-        let held = PermissionSet::CONSISTENT_READ
-            | if writable { PermissionSet::WRITE | PermissionSet::RESIZE } else { PermissionSet::NONE };
-        let shared = PermissionSet::CONSISTENT_READ
-            | PermissionSet::WRITE_UNCHANGED
-            | if share_writes { PermissionSet::WRITE | PermissionSet::RESIZE } else { PermissionSet::NONE };
-        Self { held, shared }
+    /// A device that reads, and writes if `writable`. Devices of one process share everything with each other, as the
+    /// exports of qemu-storage-daemon do; what other processes may do to a file is the `file` driver's to say.
+    pub fn device(writable: bool) -> Self {
+        let write = if writable { PermissionSet::WRITE } else { PermissionSet::NONE };
+        Self { held: PermissionSet::CONSISTENT_READ | write, shared: PermissionSet::ALL }
     }
 
     /// What both users together hold, and what both share.
@@ -106,11 +103,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_writers_conflict_and_two_readers_do_not() {
-        let (reader, writer) = (Permissions::device(false, false), Permissions::device(true, false));
-        assert!(reader.conflict(reader).is_empty());
-        assert_eq!(writer.conflict(writer), PermissionSet::WRITE | PermissionSet::RESIZE);
-        assert_eq!(writer.conflict(reader).to_string(), "write, resize");
-        assert!(Permissions::device(true, true).conflict(Permissions::device(true, true)).is_empty());
+    fn what_one_holds_the_other_must_share() {
+        let alone = Permissions {
+            held: PermissionSet::CONSISTENT_READ | PermissionSet::WRITE,
+            shared: PermissionSet::CONSISTENT_READ,
+        };
+        assert_eq!(alone.conflict(alone).to_string(), "write");
+        assert!(alone.conflict(Permissions::device(false)).is_empty());
+        assert!(Permissions::device(true).conflict(Permissions::device(true)).is_empty());
     }
 }

@@ -22,8 +22,8 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 use crate::commands::{self, Command};
 pub use disk::{CacheMode, Disk};
 pub use export::{
-    ExportConfig, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SocketAddress, check_queue_size_max,
-    check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
+    ExportConfig, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SocketAddress, check_queue_size_max, check_serial,
+    check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 pub use iothread::{IothreadConfig, POLL_MAX_NS_DEFAULT};
 use storage_daemon::StorageDaemonArgs;
@@ -137,10 +137,7 @@ enum Complaint {
 impl UsageError {
     /// A complaint, as prose that names the option.
     pub fn new(text: impl fmt::Display) -> Self {
-        Self(Complaint::Text {
-            text: text.to_string(),
-            command: "blockport",
-        })
+        Self(Complaint::Text { text: text.to_string(), command: "blockport" })
     }
 
     /// Says whose `--help` explains.
@@ -178,20 +175,15 @@ impl fmt::Display for UsageError {
 }
 
 /// Reads a command line, the program's name included.
-pub fn parse(
-    args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
-) -> Result<Invocation, UsageError> {
-    let matches = Cli::command()
-        .try_get_matches_from(args)
-        .map_err(foreign_style)?;
+pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Invocation, UsageError> {
+    let matches = Cli::command().try_get_matches_from(args).map_err(foreign_style)?;
     let styles = Style::of(&matches);
     if let [(first, style), others @ ..] = styles.as_slice()
         && let Some((other, other_style)) = others.iter().find(|(_, other)| other != style)
     {
         return Err(mixed(first, *style, other, *other_style));
     }
-    let cli = Cli::from_arg_matches(&matches)
-        .map_err(|error| UsageError(Complaint::Parser(Box::new(error))))?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| UsageError(Complaint::Parser(Box::new(error))))?;
     match (cli.command, styles.first()) {
         (Some(command), _) => commands::invocation(command),
         (None, Some((_, Style::VhostUserProgram))) => cli.vhost_user_program.invocation(),
@@ -221,45 +213,31 @@ impl Style {
     /// What stands on the command line, as it is written, and its style.
     fn of(matches: &ArgMatches) -> Vec<(String, Self)> {
         let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-        let command = matches
-            .subcommand_name()
-            .map(|name| (name.to_owned(), Self::Command));
+        let command = matches.subcommand_name().map(|name| (name.to_owned(), Self::Command));
         let options = Self::options().filter(|(arg, _)| given(arg.get_id().as_str()));
         command
             .into_iter()
-            .chain(
-                options.filter_map(|(arg, style)| Some((format!("--{}", arg.get_long()?), style))),
-            )
+            .chain(options.filter_map(|(arg, style)| Some((format!("--{}", arg.get_long()?), style))))
             .collect()
     }
 
     /// The style of an option, written without dashes.
     fn of_option(long: &str) -> Option<Self> {
-        Self::options()
-            .find(|(arg, _)| arg.get_long() == Some(long))
-            .map(|(_, style)| style)
+        Self::options().find(|(arg, _)| arg.get_long() == Some(long)).map(|(_, style)| style)
     }
 
     fn options() -> impl Iterator<Item = (clap::Arg, Self)> {
-        let storage_daemon = StorageDaemonArgs::augment_args(clap::Command::new(""))
-            .get_arguments()
-            .cloned()
-            .collect::<Vec<_>>();
-        let program = VhostUserProgramArgs::augment_args(clap::Command::new(""))
-            .get_arguments()
-            .cloned()
-            .collect::<Vec<_>>();
-        let storage_daemon = storage_daemon
-            .into_iter()
-            .map(|arg| (arg, Self::StorageDaemon));
+        let storage_daemon =
+            StorageDaemonArgs::augment_args(clap::Command::new("")).get_arguments().cloned().collect::<Vec<_>>();
+        let program =
+            VhostUserProgramArgs::augment_args(clap::Command::new("")).get_arguments().cloned().collect::<Vec<_>>();
+        let storage_daemon = storage_daemon.into_iter().map(|arg| (arg, Self::StorageDaemon));
         storage_daemon.chain(program.into_iter().map(|arg| (arg, Self::VhostUserProgram)))
     }
 }
 
 fn mixed(first: &str, style: Style, other: &str, other_style: Style) -> UsageError {
-    UsageError::new(format!(
-        "the styles of command line do not mix: {first} is {style}, {other} is {other_style}"
-    ))
+    UsageError::new(format!("the styles of command line do not mix: {first} is {style}, {other} is {other_style}"))
 }
 
 /// Explains an option after a command that exists in another style; any other error stays as it is.
@@ -277,15 +255,7 @@ fn foreign_style(error: clap::Error) -> UsageError {
 
 /// Every line of `text`, two spaces further in.
 fn indented(text: &str) -> String {
-    text.lines()
-        .map(|line| {
-            if line.is_empty() {
-                "\n".to_owned()
-            } else {
-                format!("  {line}\n")
-            }
-        })
-        .collect()
+    text.lines().map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") }).collect()
 }
 
 #[cfg(test)]
@@ -345,62 +315,27 @@ mod tests {
             })
             .collect();
         assert_eq!(steps, ["n", "e", "t", "f", "m"]);
-        assert_eq!(
-            (config.pidfile, config.daemonize, config.announcement),
-            (Some("/p".into()), true, None)
-        );
+        assert_eq!((config.pidfile, config.daemonize, config.announcement), (Some("/p".into()), true, None));
     }
 
     #[test]
     fn options_may_be_shortened_and_single_ones_repeated() {
-        let config = config(&[
-            "--blockd",
-            NODE,
-            "--exp",
-            EXPORT,
-            "--pidfile=/a",
-            "--pidfile=/b",
-            "--daemonize",
-            "--daemonize",
-        ]);
+        let config =
+            config(&["--blockd", NODE, "--exp", EXPORT, "--pidfile=/a", "--pidfile=/b", "--daemonize", "--daemonize"]);
         assert_eq!((config.steps.len(), config.pidfile), (2, Some("/b".into())));
     }
 
     #[test]
     fn complaints_about_options_name_what_they_belong_to() {
         for (args, complaint) in [
-            (
-                ["--blockdev", "null-co"],
-                r#"--blockdev: option "node-name" is missing"#,
-            ),
-            (
-                ["--blockdev", "node-name=n"],
-                r#"blockdev "n": option "driver" is missing"#,
-            ),
-            (
-                ["--blockdev", "null-co,n"],
-                r#"--blockdev: option "n" has no value: write it as key=value"#,
-            ),
-            (
-                ["--export", "nbd,id=e"],
-                r#"export "e": option "type": "nbd" is not supported yet"#,
-            ),
-            (
-                ["--object", "iothread,id=t,x=1"],
-                r#"object "t": option "x" is unknown"#,
-            ),
-            (
-                ["--object", "secret,id=s"],
-                r#"object "s": option "qom-type": "secret" is not supported yet"#,
-            ),
-            (
-                ["--object", "foo,id=s"],
-                r#"object "s": option "qom-type" must be iothread, not "foo""#,
-            ),
-            (
-                ["--object", "{}"],
-                r#"--object: option "qom-type" is missing"#,
-            ),
+            (["--blockdev", "null-co"], r#"--blockdev: option "node-name" is missing"#),
+            (["--blockdev", "node-name=n"], r#"blockdev "n": option "driver" is missing"#),
+            (["--blockdev", "null-co,n"], r#"--blockdev: option "n" has no value: write it as key=value"#),
+            (["--export", "nbd,id=e"], r#"export "e": option "type": "nbd" is not supported yet"#),
+            (["--object", "iothread,id=t,x=1"], r#"object "t": option "x" is unknown"#),
+            (["--object", "secret,id=s"], r#"object "s": option "qom-type": "secret" is not supported yet"#),
+            (["--object", "foo,id=s"], r#"object "s": option "qom-type" must be iothread, not "foo""#),
+            (["--object", "{}"], r#"--object: option "qom-type" is missing"#),
         ] {
             assert_eq!(refusal(&args), complaint);
         }
@@ -409,14 +344,8 @@ mod tests {
     #[test]
     fn what_only_qemu_storage_daemon_has_is_refused_by_name() {
         for (args, complaint) in [
-            (
-                ["--nbd-server", "addr.type=unix"],
-                "--nbd-server is not supported yet",
-            ),
-            (
-                ["--chardev", "socket,id=c"],
-                "--chardev is not supported yet",
-            ),
+            (["--nbd-server", "addr.type=unix"], "--nbd-server is not supported yet"),
+            (["--chardev", "socket,id=c"], "--chardev is not supported yet"),
             (["--monitor", "chardev=c"], "--monitor is not supported yet"),
             (["--trace", "x"], "--trace is not supported yet"),
             (["-T", "x"], "--trace is not supported yet"),
@@ -435,42 +364,25 @@ mod tests {
             &["--blockdev", NODE, "--read-only"],
             &["--socket-path=s", "--blk-file=d", "--pidfile", "p"],
         ] {
-            assert!(
-                refusal(args).starts_with("the styles of command line do not mix: "),
-                "{args:?}"
-            );
+            assert!(refusal(args).starts_with("the styles of command line do not mix: "), "{args:?}");
         }
     }
 
     #[test]
     fn vhost_user_programs() {
         let config = config(&["--fd=3", "--blk-file=/nowhere/d", "--read-only"]);
-        let [
-            Step::Iothread(thread),
-            Step::Blockdev(node),
-            Step::Export(export),
-        ] = config.steps.as_slice()
-        else {
+        let [Step::Iothread(thread), Step::Blockdev(node), Step::Export(export)] = config.steps.as_slice() else {
             panic!("{:?}", config.steps);
         };
         assert_eq!(node.peek_str("file.filename"), Some("/nowhere/d"));
-        assert_eq!(
-            (&export.socket, export.writable),
-            (&SocketAddress::Fd(3), false)
-        );
+        assert_eq!((&export.socket, export.writable), (&SocketAddress::Fd(3), false));
         assert_eq!(export.iothreads, [thread.id.as_str()]);
         assert_eq!(config.announcement, None);
 
         for (args, complaint) in [
             (&["--fd=3"][..], "--blk-file=PATH is missing"),
-            (
-                &["--blk-file=d"],
-                "--socket-path=PATH or --fd=FDNUM is missing",
-            ),
-            (
-                &["--blk-file=d", "--fd=3", "--socket-path=s"],
-                "--socket-path and --fd exclude each other",
-            ),
+            (&["--blk-file=d"], "--socket-path=PATH or --fd=FDNUM is missing"),
+            (&["--blk-file=d", "--fd=3", "--socket-path=s"], "--socket-path and --fd exclude each other"),
         ] {
             assert_eq!(refusal(args), complaint);
         }
@@ -484,14 +396,11 @@ mod tests {
             (&["--object", "iothread,help"], "poll-max-ns=<int>"),
             (&["manual"], ".SH SYNOPSIS"),
         ] {
-            let Ok(Invocation::Print(text)) = parsed(args) else {
-                panic!("{args:?}")
-            };
+            let Ok(Invocation::Print(text)) = parsed(args) else { panic!("{args:?}") };
             assert!(text.contains(answer), "{args:?}: {text}");
         }
         for args in [["--help"], ["-h"], ["--version"], ["-V"]] {
-            let UsageError(Complaint::Parser(answer)) = parsed(&args).expect_err("an answer")
-            else {
+            let UsageError(Complaint::Parser(answer)) = parsed(&args).expect_err("an answer") else {
                 panic!("{args:?}")
             };
             assert!(!answer.use_stderr(), "{args:?}");

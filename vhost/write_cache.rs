@@ -1,7 +1,7 @@
 //! WriteCache: whether the disk's write cache is on, as negotiated, set by the guest, and remembered over connections.
 //! QEMU reads and writes the value only when it starts, never on a reconnect, so the value stays as last set.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockport_block::BlockBackend;
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
@@ -44,14 +44,14 @@ impl WriteCache {
     }
 
     /// A front-end reads the config before it starts its first ring: a new guest, which gets the export's own value.
-    pub(crate) fn config_read(&self, backend: &BlockBackend) {
+    pub(crate) fn config_read(&self, backend: &Arc<BlockBackend>) {
         let mut state = self.state();
         state.value = Some(self.own);
         self.apply(&state, backend);
     }
 
     /// The guest driver has accepted features. Without FLUSH it cannot make anything stable, so the cache starts off.
-    pub(crate) fn negotiated(&self, features: u64, backend: &BlockBackend) {
+    pub(crate) fn negotiated(&self, features: u64, backend: &Arc<BlockBackend>) {
         let mut state = self.state();
         state.features = Some(features);
         if features & bit(VIRTIO_BLK_F_CONFIG_WCE) != 0 && features & bit(VIRTIO_BLK_F_FLUSH) == 0 {
@@ -62,7 +62,7 @@ impl WriteCache {
 
     /// The first ring of a connection starts. One that never read the config, at a process that does not know the value,
     /// may be a guest that was told "off" by the process before us: off.
-    pub(crate) fn first_start(&self, config_read: bool, features: u64, backend: &BlockBackend) {
+    pub(crate) fn first_start(&self, config_read: bool, features: u64, backend: &Arc<BlockBackend>) {
         let mut state = self.state();
         state.features = Some(features);
         if !config_read && state.value.is_none() {
@@ -72,7 +72,7 @@ impl WriteCache {
     }
 
     /// The guest driver sets the value.
-    pub(crate) fn set(&self, on: bool, backend: &BlockBackend) {
+    pub(crate) fn set(&self, on: bool, backend: &Arc<BlockBackend>) {
         let mut state = self.state();
         state.value = Some(on);
         self.apply(&state, backend);
@@ -84,7 +84,7 @@ impl WriteCache {
         wanted && state.features.is_none_or(|features| features & can_flush != 0)
     }
 
-    fn apply(&self, state: &State, backend: &BlockBackend) {
+    fn apply(&self, state: &State, backend: &Arc<BlockBackend>) {
         let (was, now) = (backend.write_cache(), self.effective(state));
         backend.set_write_cache(now);
         if was

@@ -17,18 +17,11 @@ const PREAMBLE: [&str; 2] = [r".ie \n(.g .ds Aq \(aq", r".el .ds Aq '"];
 pub fn page() -> String {
     let mut command = Cli::command();
     command.build();
-    let commands: Vec<clap::Command> = command
-        .get_subcommands()
-        .filter(|command| !command.is_hide_set())
-        .cloned()
-        .collect();
+    let commands: Vec<clap::Command> =
+        command.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
     // No date: the page must not change unless the options do.
     let version = format!("blockport {}", env!("CARGO_PKG_VERSION"));
-    let man = Man::new(command)
-        .title("BLOCKPORT")
-        .date("")
-        .source(version)
-        .manual("User Commands");
+    let man = Man::new(command).title("BLOCKPORT").date("").source(version).manual("User Commands");
 
     let mut page = PREAMBLE.map(|line| format!("{line}\n")).concat();
     page += &rendered(|out| man.render_title(out));
@@ -40,8 +33,7 @@ pub fn page() -> String {
         let name = format!("blockport {}", command.get_name());
         let man = Man::new(command.display_name(&name).bin_name(&name));
         let heading = format!(".SH \"{}\"\n", name.to_uppercase());
-        page += &rendered(|out| man.render_description_section(out))
-            .replace(".SH DESCRIPTION\n", &heading);
+        page += &rendered(|out| man.render_description_section(out)).replace(".SH DESCRIPTION\n", &heading);
         page += &rendered(|out| man.render_options_section(out)).replace(".SH ", ".SS ");
     }
     page += ".SH EXAMPLES\n";
@@ -55,10 +47,7 @@ fn rendered(render: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> String {
     // Writing to memory does not fail.
     let _ = render(&mut out);
     let text = String::from_utf8_lossy(&out).into_owned();
-    text.lines()
-        .filter(|line| !PREAMBLE.contains(line))
-        .map(|line| format!("{line}\n"))
-        .collect()
+    text.lines().filter(|line| !PREAMBLE.contains(line)).map(|line| format!("{line}\n")).collect()
 }
 
 /// Lines as they stand, in roff.
@@ -67,11 +56,7 @@ fn verbatim(text: &str) -> String {
     for line in text.lines() {
         let line = line.replace('\\', "\\e").replace('-', "\\-");
         // A dot or a quote at the start of a line would be a request.
-        let guard = if line.starts_with(['.', '\'']) {
-            "\\&"
-        } else {
-            ""
-        };
+        let guard = if line.starts_with(['.', '\'']) { "\\&" } else { "" };
         roff += &format!("{guard}{line}\n");
     }
     roff + ".fi\n"
@@ -85,10 +70,7 @@ mod tests {
     fn the_committed_page_is_current() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/blockport.1");
         let committed = std::fs::read_to_string(path).expect(path);
-        assert!(
-            committed == page(),
-            "docs/blockport.1 is not current: cargo run -- manual > docs/blockport.1"
-        );
+        assert!(committed == page(), "docs/blockport.1 is not current: cargo run -- manual > docs/blockport.1");
     }
 
     #[test]
@@ -96,15 +78,8 @@ mod tests {
         let page = page();
         let mut command = Cli::command();
         command.build();
-        let serve = command
-            .get_subcommands()
-            .find(|command| command.get_name() == "serve")
-            .expect("serve");
-        for arg in command
-            .get_arguments()
-            .chain(serve.get_arguments())
-            .filter(|arg| !arg.is_hide_set())
-        {
+        let serve = command.get_subcommands().find(|command| command.get_name() == "serve").expect("serve");
+        for arg in command.get_arguments().chain(serve.get_arguments()).filter(|arg| !arg.is_hide_set()) {
             let Some(long) = arg.get_long() else { continue };
             let written = format!("\\-\\-{}", long.replace('-', "\\-"));
             assert!(page.contains(&written), "--{long}");

@@ -24,10 +24,7 @@ pub enum Command {
 /// What a command asks for.
 pub fn invocation(command: Command) -> Result<Invocation, UsageError> {
     match command {
-        Command::Serve(args) => args
-            .config()
-            .map(Invocation::Start)
-            .map_err(|error| error.see("blockport serve")),
+        Command::Serve(args) => args.config().map(Invocation::Start).map_err(|error| error.see("blockport serve")),
         Command::Manual => Ok(Invocation::Print(manual::page())),
     }
 }

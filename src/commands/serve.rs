@@ -9,9 +9,9 @@ use blockport_block::options::Options;
 use clap::Args;
 
 use crate::options::{
-    CacheMode, Config, Disk, ExportConfig, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT,
-    SEG_MAX_LIMIT, SocketAddress, Step, UsageError, check_queue_size_max, check_serial,
-    check_socket_path, parse_logical_block_size, parse_socket_mode,
+    CacheMode, Config, Disk, ExportConfig, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT,
+    SocketAddress, Step, UsageError, check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size,
+    parse_socket_mode,
 };
 
 /// The permissions of the socket unless stated: whoever may connect may read and write the disk.
@@ -34,12 +34,7 @@ pub struct ServeArgs {
     socket: PathBuf,
 
     /// The format of the image
-    #[arg(
-        long,
-        value_name = "DRIVER",
-        default_value = "raw",
-        help_heading = "The image"
-    )]
+    #[arg(long, value_name = "DRIVER", default_value = "raw", help_heading = "The image")]
     format: String,
 
     /// Refuse writes, and open the image for reading only
@@ -130,8 +125,7 @@ fn serial(text: &str) -> Result<String, String> {
 }
 
 fn queue_size_max(text: &str) -> Result<u16, String> {
-    check_queue_size_max(text.parse().unwrap_or(0))
-        .map_err(|expected| format!("must be {expected}"))
+    check_queue_size_max(text.parse().unwrap_or(0)).map_err(|expected| format!("must be {expected}"))
 }
 
 fn socket_mode(text: &str) -> Result<u32, String> {
@@ -145,11 +139,7 @@ impl ServeArgs {
     pub fn config(self) -> Result<Config, UsageError> {
         let path = check_socket_path(self.socket)
             .map_err(|expected| UsageError::new(format!("--socket must be {expected}")))?;
-        let socket = SocketAddress::Unix {
-            path,
-            mode: Some(self.socket_mode),
-            group: self.socket_group,
-        };
+        let socket = SocketAddress::Unix { path, mode: Some(self.socket_mode), group: self.socket_group };
         let mut export = ExportConfig {
             writable: !self.read_only,
             num_queues: self.queues,
@@ -163,12 +153,7 @@ impl ServeArgs {
         if let Some(size) = self.queue_size_max {
             export.queue_size_max = size;
         }
-        let disk = Disk {
-            path: self.disk,
-            format: self.format,
-            read_only: self.read_only,
-            cache: self.cache,
-        };
+        let disk = Disk { path: self.disk, format: self.format, read_only: self.read_only, cache: self.cache };
         let mut config = Config::default();
         disk.configure(&mut config, export, self.iothreads, Some(self.poll_max_ns))?;
         config.announcement = Some(announcement(&config));
@@ -186,14 +171,8 @@ pub fn announcement(config: &Config) -> String {
         text += &description(config, export);
         if let SocketAddress::Unix { path, .. } = &export.socket {
             let socket = path.display().to_string();
-            text += &format!(
-                "\nQEMU (before 9.2 write reconnect=1):\n  {}\n",
-                qemu_arguments(export, &socket)
-            );
-            text += &format!(
-                "\ncloud-hypervisor:\n  {}\n\n",
-                cloud_hypervisor_arguments(export, &socket)
-            );
+            text += &format!("\nQEMU (before 9.2 write reconnect=1):\n  {}\n", qemu_arguments(export, &socket));
+            text += &format!("\ncloud-hypervisor:\n  {}\n\n", cloud_hypervisor_arguments(export, &socket));
         }
     }
     let sockets: Vec<String> = config
@@ -218,33 +197,16 @@ fn description(config: &Config, export: &ExportConfig) -> String {
         _ => None,
     });
     let image = |node: &Options| {
-        let filename = node
-            .peek_str("file.filename")
-            .or(node.peek_str("filename"))?;
+        let filename = node.peek_str("file.filename").or(node.peek_str("filename"))?;
         Some(format!("{filename} ({}", node.peek_str("driver")?))
     };
-    let image = node
-        .and_then(image)
-        .unwrap_or_else(|| format!("node {} (", export.node_name));
-    let direct =
-        node.is_some_and(|node| node.to_json().pointer("/file/cache/direct") == Some(&true.into()));
+    let image = node.and_then(image).unwrap_or_else(|| format!("node {} (", export.node_name));
+    let direct = node.is_some_and(|node| node.to_json().pointer("/file/cache/direct") == Some(&true.into()));
     format!(
         "serving {image}, {}, {}, {})\n  {} on {}, blocks of {} bytes, serial {:?}\n",
-        if export.writable {
-            "read-write"
-        } else {
-            "read-only"
-        },
-        if direct {
-            "direct I/O"
-        } else {
-            "host page cache"
-        },
-        if export.writethrough {
-            "write-through"
-        } else {
-            "write-back"
-        },
+        if export.writable { "read-write" } else { "read-only" },
+        if direct { "direct I/O" } else { "host page cache" },
+        if export.writethrough { "write-through" } else { "write-back" },
         counted(usize::from(export.num_queues), "queue"),
         counted(export.iothreads.len().max(1), "iothread"),
         export.logical_block_size,
@@ -259,10 +221,7 @@ fn qemu_arguments(export: &ExportConfig, socket: &str) -> String {
         smaller => format!(",queue-size={smaller}"),
     };
     // A comma in a value is written twice there.
-    let chardev = format!(
-        "socket,id=c0,path={},reconnect-ms=1000",
-        socket.replace(',', ",,")
-    );
+    let chardev = format!("socket,id=c0,path={},reconnect-ms=1000", socket.replace(',', ",,"));
     format!(
         "-m 2G -object memory-backend-memfd,id=mem,size=2G,share=on -numa node,memdev=mem \\\n  -chardev {} \\\n  \
          -device vhost-user-blk-pci,chardev=c0,num-queues={}{queue_size}",
@@ -274,11 +233,7 @@ fn qemu_arguments(export: &ExportConfig, socket: &str) -> String {
 /// The arguments that give the disk to a cloud-hypervisor guest, which needs shared memory for it.
 fn cloud_hypervisor_arguments(export: &ExportConfig, socket: &str) -> String {
     // A value with a comma stands in double quotes there.
-    let socket = if socket.contains(',') {
-        format!("\"{socket}\"")
-    } else {
-        socket.to_owned()
-    };
+    let socket = if socket.contains(',') { format!("\"{socket}\"") } else { socket.to_owned() };
     let disk = format!(
         "vhost_user=true,socket={socket},num_queues={},queue_size={}",
         export.num_queues,
@@ -290,11 +245,7 @@ fn cloud_hypervisor_arguments(export: &ExportConfig, socket: &str) -> String {
 /// `text` as a shell takes it for one word.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_-./,=:@%+".contains(c);
-    if text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// "1 queue", "2 queues".
@@ -323,11 +274,7 @@ mod tests {
 
     #[test]
     fn defaults() {
-        let socket = SocketAddress::Unix {
-            path: "/s".into(),
-            mode: Some(0o600),
-            group: None,
-        };
+        let socket = SocketAddress::Unix { path: "/s".into(), mode: Some(0o600), group: None };
         let expected = ExportConfig {
             writable: true,
             iothreads: vec!["iothread0".into()],
@@ -354,11 +301,7 @@ mod tests {
             "--seg-max=254",
             "--queue-size-max=1024",
         ];
-        let socket = SocketAddress::Unix {
-            path: "/s".into(),
-            mode: Some(0o660),
-            group: Some("kvm".into()),
-        };
+        let socket = SocketAddress::Unix { path: "/s".into(), mode: Some(0o660), group: Some("kvm".into()) };
         let expected = ExportConfig {
             num_queues: 4,
             iothreads: vec!["iothread0".into(), "iothread1".into()],
@@ -371,13 +314,7 @@ mod tests {
         };
         assert_eq!(export(&args), expected);
         let config = config(&args).expect("a config");
-        let [
-            Step::Iothread(first),
-            Step::Iothread(_),
-            Step::Blockdev(node),
-            _,
-        ] = config.steps.as_slice()
-        else {
+        let [Step::Iothread(first), Step::Iothread(_), Step::Blockdev(node), _] = config.steps.as_slice() else {
             panic!("{:?}", config.steps);
         };
         assert_eq!(first.poll_max_ns, 0);
@@ -399,28 +336,18 @@ mod tests {
             ("--queue-size-max=3", "power of two"),
             ("--seg-max=2000", "--seg-max"),
         ] {
-            let error = config(&["d", "--socket=/s", more])
-                .expect_err(more)
-                .to_string();
+            let error = config(&["d", "--socket=/s", more]).expect_err(more).to_string();
             assert!(error.contains(named), "{more}: {error}");
         }
         let long = format!("--socket=/{}", "x".repeat(200));
         assert!(
-            config(&["d", &long])
-                .expect_err("too long")
-                .to_string()
-                .starts_with("--socket must be a path of 1 to")
+            config(&["d", &long]).expect_err("too long").to_string().starts_with("--socket must be a path of 1 to")
         );
     }
 
     #[test]
     fn the_announcement_teaches() {
-        let config = config(&[
-            "/nowhere/d.raw",
-            "--socket=/run/vm1.sock",
-            "--queues=4",
-            "--iothreads=2",
-        ]);
+        let config = config(&["/nowhere/d.raw", "--socket=/run/vm1.sock", "--queues=4", "--iothreads=2"]);
         let expected = "\
 serving /nowhere/d.raw (raw, read-write, direct I/O, write-back)
   4 queues on 2 iothreads, blocks of 512 bytes, serial \"disk\"
@@ -435,33 +362,17 @@ cloud-hypervisor:
 
 ready: /run/vm1.sock
 ";
-        assert_eq!(
-            config.expect("a config").announcement.as_deref(),
-            Some(expected)
-        );
+        assert_eq!(config.expect("a config").announcement.as_deref(), Some(expected));
     }
 
     #[test]
     fn argument_lines_survive_the_shell_and_commas() {
-        let socket = SocketAddress::Unix {
-            path: "/s".into(),
-            mode: None,
-            group: None,
-        };
-        let export = ExportConfig {
-            queue_size_max: 64,
-            ..ExportConfig::new("e", "n", socket)
-        };
+        let socket = SocketAddress::Unix { path: "/s".into(), mode: None, group: None };
+        let export = ExportConfig { queue_size_max: 64, ..ExportConfig::new("e", "n", socket) };
         let qemu = qemu_arguments(&export, "/a b,c's");
-        assert!(
-            qemu.contains(r"-chardev 'socket,id=c0,path=/a b,,c'\''s,reconnect-ms=1000'"),
-            "{qemu}"
-        );
+        assert!(qemu.contains(r"-chardev 'socket,id=c0,path=/a b,,c'\''s,reconnect-ms=1000'"), "{qemu}");
         assert!(qemu.ends_with("num-queues=1,queue-size=64"), "{qemu}");
         let cloud_hypervisor = cloud_hypervisor_arguments(&export, "/a,b");
-        assert!(
-            cloud_hypervisor
-                .contains(r#"'vhost_user=true,socket="/a,b",num_queues=1,queue_size=64'"#)
-        );
+        assert!(cloud_hypervisor.contains(r#"'vhost_user=true,socket="/a,b",num_queues=1,queue_size=64'"#));
     }
 }

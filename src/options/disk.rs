@@ -30,16 +30,9 @@ pub enum CacheMode {
 impl CacheMode {
     /// The mode of an image that none is stated for, and what the user should know about the choice.
     fn for_image(path: &Path) -> (Self, Option<String>) {
-        match OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(path)
-        {
+        match OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let notice = format!(
-                    "{}: no direct I/O on this file system, using cache writeback",
-                    path.display()
-                );
+                let notice = format!("{}: no direct I/O on this file system, using cache writeback", path.display());
                 (Self::Writeback, Some(notice))
             }
             // Any other error comes back, with its context, when the node is opened.
@@ -76,10 +69,7 @@ impl Disk {
         poll_max_ns: Option<u64>,
     ) -> Result<(), UsageError> {
         let Some(filename) = self.path.to_str() else {
-            return Err(UsageError::new(format!(
-                "{:?}: the path of an image must be UTF-8",
-                self.path
-            )));
+            return Err(UsageError::new(format!("{:?}: the path of an image must be UTF-8", self.path)));
         };
         let (cache, notice) = match self.cache {
             Some(cache) => (cache, None),
@@ -87,17 +77,13 @@ impl Disk {
         };
         config.notices.extend(notice);
 
-        let names: Vec<String> = (0..iothreads)
-            .map(|index| format!("iothread{index}"))
-            .collect();
+        let names: Vec<String> = (0..iothreads).map(|index| format!("iothread{index}")).collect();
         for name in &names {
             let mut iothread = IothreadConfig::new(name);
             iothread.poll_max_ns = poll_max_ns.unwrap_or(iothread.poll_max_ns);
             config.steps.push(Step::Iothread(iothread));
         }
-        config
-            .steps
-            .push(Step::Blockdev(self.node(filename, cache)));
+        config.steps.push(Step::Blockdev(self.node(filename, cache)));
         config.steps.push(Step::Export(ExportConfig {
             iothreads: names,
             writethrough: matches!(cache, CacheMode::Writethrough | CacheMode::Directsync),
@@ -114,10 +100,7 @@ impl Disk {
             .set_bool("read-only", self.read_only)
             // What the guest discards gives its space back to the host.
             .set_str("discard", "unmap")
-            .set_bool(
-                "cache.direct",
-                matches!(cache, CacheMode::None | CacheMode::Directsync),
-            )
+            .set_bool("cache.direct", matches!(cache, CacheMode::None | CacheMode::Directsync))
             .set_bool("cache.no-flush", cache == CacheMode::Unsafe);
         let mut node = Options::new().with_subject(format!("image {filename:?}"));
         node.set_str("driver", &self.format)
@@ -135,26 +118,16 @@ mod tests {
     use crate::options::SocketAddress;
 
     fn disk(cache: Option<CacheMode>) -> Disk {
-        Disk {
-            path: "/images/a,b.raw".into(),
-            format: "raw".into(),
-            read_only: false,
-            cache,
-        }
+        Disk { path: "/images/a,b.raw".into(), format: "raw".into(), read_only: false, cache }
     }
 
     fn steps(cache: CacheMode) -> (Options, ExportConfig) {
         let export = ExportConfig::new("disk", "disk", SocketAddress::Fd(3));
         let mut config = Config::default();
-        disk(Some(cache))
-            .configure(&mut config, export, 2, Some(7))
-            .expect("a config");
+        disk(Some(cache)).configure(&mut config, export, 2, Some(7)).expect("a config");
         let mut steps = config.steps.into_iter();
         for name in ["iothread0", "iothread1"] {
-            let expected = IothreadConfig {
-                poll_max_ns: 7,
-                ..IothreadConfig::new(name)
-            };
+            let expected = IothreadConfig { poll_max_ns: 7, ..IothreadConfig::new(name) };
             assert_eq!(steps.next(), Some(Step::Iothread(expected)));
         }
         match (steps.next(), steps.next(), steps.next()) {
@@ -192,19 +165,12 @@ mod tests {
                 node.take_bool("file.cache.no-flush").expect("a boolean"),
                 export.writethrough,
             );
-            assert_eq!(
-                found,
-                (Some(direct), Some(no_flush), writethrough),
-                "{cache:?}"
-            );
+            assert_eq!(found, (Some(direct), Some(no_flush), writethrough), "{cache:?}");
         }
     }
 
     #[test]
     fn an_image_that_cannot_be_opened_is_left_to_the_driver() {
-        assert_eq!(
-            CacheMode::for_image(Path::new("/nowhere/at/all")),
-            (CacheMode::None, None)
-        );
+        assert_eq!(CacheMode::for_image(Path::new("/nowhere/at/all")), (CacheMode::None, None));
     }
 }

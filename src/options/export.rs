@@ -103,11 +103,7 @@ impl ExportConfig {
         }
         let id = options.require_str("id")?;
         if !is_valid_id(&id) {
-            return Err(options.invalid(
-                "id",
-                id,
-                "a letter, then letters, digits, '-', '.' and '_'",
-            ));
+            return Err(options.invalid("id", id, "a letter, then letters, digits, '-', '.' and '_'"));
         }
         let node_name = options.require_str("node-name")?;
         let socket = take_socket(&mut options)?;
@@ -132,12 +128,11 @@ impl ExportConfig {
             return Err(options.unsupported_value("allow-inactive", "on"));
         }
         if let Some(serial) = options.take_str("serial")? {
-            export.serial = check_serial(&serial)
-                .map_err(|expected| options.invalid("serial", &serial, expected))?;
+            export.serial = check_serial(&serial).map_err(|expected| options.invalid("serial", &serial, expected))?;
         }
         if let Some(size) = options.take_u64("queue-size-max")? {
-            export.queue_size_max = check_queue_size_max(size)
-                .map_err(|expected| options.invalid("queue-size-max", size, expected))?;
+            export.queue_size_max =
+                check_queue_size_max(size).map_err(|expected| options.invalid("queue-size-max", size, expected))?;
         }
         if let Some(segments) = options.take_u64_in("seg-max", 1..=u64::from(SEG_MAX_LIMIT))? {
             export.seg_max = u32::try_from(segments).unwrap_or(SEG_MAX_LIMIT);
@@ -156,8 +151,7 @@ fn take_socket(options: &mut Options) -> Result<SocketAddress> {
     let socket = match kind.as_str() {
         "unix" => {
             let path = addr.require_str("path")?;
-            let path = check_socket_path(path.clone())
-                .map_err(|expected| addr.invalid("path", path, expected))?;
+            let path = check_socket_path(path.clone()).map_err(|expected| addr.invalid("path", path, expected))?;
             if addr.take_bool("abstract")? == Some(true) {
                 return Err(addr.unsupported_value("abstract", "on"));
             }
@@ -165,16 +159,11 @@ fn take_socket(options: &mut Options) -> Result<SocketAddress> {
             addr.take_bool("tight")?;
             let mode = match options.take_str("socket-mode")? {
                 None => None,
-                Some(text) => Some(
-                    parse_socket_mode(&text)
-                        .map_err(|expected| options.invalid("socket-mode", &text, expected))?,
-                ),
+                Some(text) => {
+                    Some(parse_socket_mode(&text).map_err(|expected| options.invalid("socket-mode", &text, expected))?)
+                }
             };
-            SocketAddress::Unix {
-                path,
-                mode,
-                group: options.take_str("socket-group")?,
-            }
+            SocketAddress::Unix { path, mode, group: options.take_str("socket-group")? }
         }
         "fd" => {
             let text = addr.require_str("str")?;
@@ -202,9 +191,7 @@ fn take_iothreads(options: &mut Options) -> Result<Vec<String>> {
 
 /// The start of `text` of at most `length_max` bytes, cut between characters.
 fn cut(text: &str, length_max: usize) -> &str {
-    let end = (0..=length_max.min(text.len()))
-        .rev()
-        .find(|&end| text.is_char_boundary(end));
+    let end = (0..=length_max.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
     &text[..end.unwrap_or(0)]
 }
 
@@ -226,8 +213,7 @@ pub fn check_logical_block_size(bytes: u64) -> std::result::Result<u32, String> 
 
 /// Reads a logical block size, with or without a unit. The error says what it must be.
 pub fn parse_logical_block_size(text: &str) -> std::result::Result<u32, String> {
-    check_logical_block_size(parse_size(text).unwrap_or(0))
-        .map_err(|expected| format!("must be {expected}"))
+    check_logical_block_size(parse_size(text).unwrap_or(0)).map_err(|expected| format!("must be {expected}"))
 }
 
 /// Checks a queue size. The error says what it must be.
@@ -252,9 +238,7 @@ pub fn check_socket_path(path: impl Into<PathBuf>) -> std::result::Result<PathBu
     let path = path.into();
     match path.as_os_str().len() {
         1..=SOCKET_PATH_LENGTH_MAX => Ok(path),
-        _ => Err(format!(
-            "a path of 1 to {SOCKET_PATH_LENGTH_MAX} bytes, as the kernel takes for a socket"
-        )),
+        _ => Err(format!("a path of 1 to {SOCKET_PATH_LENGTH_MAX} bytes, as the kernel takes for a socket")),
     }
 }
 
@@ -271,39 +255,19 @@ mod tests {
     }
 
     fn refusal(more: &str) -> String {
-        read(&format!("{MINIMAL},{more}"))
-            .expect_err(more)
-            .to_string()
+        read(&format!("{MINIMAL},{more}")).expect_err(more).to_string()
     }
 
     fn unix(path: &str) -> SocketAddress {
-        SocketAddress::Unix {
-            path: path.into(),
-            mode: None,
-            group: None,
-        }
+        SocketAddress::Unix { path: path.into(), mode: None, group: None }
     }
 
     #[test]
     fn defaults() {
         let export = read(MINIMAL).expect("minimal");
         assert_eq!(export, ExportConfig::new("e", "n", unix("/s")));
-        assert_eq!(
-            (
-                export.writable,
-                export.num_queues,
-                export.logical_block_size
-            ),
-            (false, 1, 512)
-        );
-        assert_eq!(
-            (
-                export.serial.as_str(),
-                export.queue_size_max,
-                export.seg_max
-            ),
-            ("e", 32768, 126)
-        );
+        assert_eq!((export.writable, export.num_queues, export.logical_block_size), (false, 1, 512));
+        assert_eq!((export.serial.as_str(), export.queue_size_max, export.seg_max), ("e", 32768, 126));
     }
 
     #[test]
@@ -324,11 +288,7 @@ mod tests {
             ..ExportConfig::new(
                 "e",
                 "n",
-                SocketAddress::Unix {
-                    path: "/s".into(),
-                    mode: Some(0o660),
-                    group: Some("kvm".into()),
-                },
+                SocketAddress::Unix { path: "/s".into(), mode: Some(0o660), group: Some("kvm".into()) },
             )
         };
         assert_eq!(read(text).expect("all"), export);
@@ -350,28 +310,16 @@ mod tests {
     fn a_long_id_is_cut_for_the_serial_only() {
         let id = "vol-6ba7b810-9dad-11d1-80b4-00c04fd430c8";
         let export = ExportConfig::new(id, "n", unix("/s"));
-        assert_eq!(
-            (export.id.as_str(), export.serial.as_str()),
-            (id, "vol-6ba7b810-9dad-11")
-        );
+        assert_eq!((export.id.as_str(), export.serial.as_str()), (id, "vol-6ba7b810-9dad-11"));
         assert_eq!(cut("aé", 2), "a");
     }
 
     #[test]
     fn refusals() {
         for (more, complaint) in [
-            (
-                "id=9",
-                r#"option "id" must be a letter, then letters, digits, '-', '.' and '_', not "9""#,
-            ),
-            (
-                "num-queues=0",
-                r#"option "num-queues" must be from 1 to 256, not "0""#,
-            ),
-            (
-                "num-queues=257",
-                r#"option "num-queues" must be from 1 to 256, not "257""#,
-            ),
+            ("id=9", r#"option "id" must be a letter, then letters, digits, '-', '.' and '_', not "9""#),
+            ("num-queues=0", r#"option "num-queues" must be from 1 to 256, not "0""#),
+            ("num-queues=257", r#"option "num-queues" must be from 1 to 256, not "257""#),
             (
                 "logical-block-size=513",
                 r#"option "logical-block-size" must be a power of two from 512 to 2097152, not "513""#,
@@ -380,78 +328,33 @@ mod tests {
                 "serial=123456789012345678901",
                 r#"option "serial" must be at most 20 bytes, not "123456789012345678901""#,
             ),
-            (
-                "queue-size-max=100",
-                r#"option "queue-size-max" must be a power of two from 2 to 32768, not "100""#,
-            ),
-            (
-                "queue-size-max=65536",
-                r#"option "queue-size-max" must be a power of two from 2 to 32768, not "65536""#,
-            ),
-            (
-                "seg-max=0",
-                r#"option "seg-max" must be from 1 to 1024, not "0""#,
-            ),
+            ("queue-size-max=100", r#"option "queue-size-max" must be a power of two from 2 to 32768, not "100""#),
+            ("queue-size-max=65536", r#"option "queue-size-max" must be a power of two from 2 to 32768, not "65536""#),
+            ("seg-max=0", r#"option "seg-max" must be from 1 to 1024, not "0""#),
             ("type=nbd", r#"option "type": "nbd" is not supported yet"#),
-            (
-                "type=foo",
-                r#"option "type" must be vhost-user-blk, not "foo""#,
-            ),
-            (
-                "addr.type=inet",
-                r#"option "addr.type": "inet" is not supported yet"#,
-            ),
-            (
-                "addr.type=foo",
-                r#"option "addr.type" must be unix or fd, not "foo""#,
-            ),
-            (
-                "addr.abstract=on",
-                r#"option "addr.abstract": "on" is not supported yet"#,
-            ),
+            ("type=foo", r#"option "type" must be vhost-user-blk, not "foo""#),
+            ("addr.type=inet", r#"option "addr.type": "inet" is not supported yet"#),
+            ("addr.type=foo", r#"option "addr.type" must be unix or fd, not "foo""#),
+            ("addr.abstract=on", r#"option "addr.abstract": "on" is not supported yet"#),
             ("addr.port=1", r#"option "addr.port" is unknown"#),
-            (
-                "addr.type=fd,addr.str=x",
-                r#"option "addr.str" must be the number of an inherited socket, not "x""#,
-            ),
-            (
-                "addr.type=fd,addr.str=3",
-                r#"option "addr.path" is unknown"#,
-            ),
-            (
-                "iothread=a,iothreads.0=b",
-                r#"options "iothread" and "iothreads" exclude each other"#,
-            ),
-            (
-                "allow-inactive=on",
-                r#"option "allow-inactive": "on" is not supported yet"#,
-            ),
-            (
-                "socket-mode=999",
-                r#"option "socket-mode" must be permission bits in octal, such as 0660, not "999""#,
-            ),
+            ("addr.type=fd,addr.str=x", r#"option "addr.str" must be the number of an inherited socket, not "x""#),
+            ("addr.type=fd,addr.str=3", r#"option "addr.path" is unknown"#),
+            ("iothread=a,iothreads.0=b", r#"options "iothread" and "iothreads" exclude each other"#),
+            ("allow-inactive=on", r#"option "allow-inactive": "on" is not supported yet"#),
+            ("socket-mode=999", r#"option "socket-mode" must be permission bits in octal, such as 0660, not "999""#),
             ("name=x", r#"option "name" is unknown"#),
         ] {
             assert_eq!(refusal(more), complaint, "{more}");
         }
         assert!(refusal(&format!("addr.path=/{}", "x".repeat(107))).contains("1 to 107 bytes"));
-        assert_eq!(
-            read("vhost-user-blk").expect_err("no id").to_string(),
-            r#"option "id" is missing"#
-        );
+        assert_eq!(read("vhost-user-blk").expect_err("no id").to_string(), r#"option "id" is missing"#);
         let no_socket = read("vhost-user-blk,id=e,node-name=n").expect_err("no socket");
         assert_eq!(no_socket.to_string(), r#"option "addr.type" is missing"#);
     }
 
     #[test]
     fn socket_modes() {
-        for (text, mode) in [
-            ("0600", Some(0o600)),
-            ("777", Some(0o777)),
-            ("1777", None),
-            ("", None),
-            ("+7", None),
-        ] {
+        for (text, mode) in [("0600", Some(0o600)), ("777", Some(0o777)), ("1777", None), ("", None), ("+7", None)] {
             assert_eq!(parse_socket_mode(text).ok(), mode, "{text}");
         }
     }

@@ -23,12 +23,7 @@ pub struct IothreadConfig {
 impl IothreadConfig {
     /// An iothread with the defaults.
     pub fn new(id: impl Into<String>) -> Self {
-        Self {
-            id: id.into(),
-            poll_max_ns: POLL_MAX_NS_DEFAULT,
-            poll_grow: 0,
-            poll_shrink: 0,
-        }
+        Self { id: id.into(), poll_max_ns: POLL_MAX_NS_DEFAULT, poll_grow: 0, poll_shrink: 0 }
     }
 
     /// Reads an iothread from the options of `--object`, less `qom-type`, all of them.
@@ -39,11 +34,7 @@ impl IothreadConfig {
         const RANGE: std::ops::RangeInclusive<u64> = 0..=i64::MAX.unsigned_abs();
         let id = options.require_str("id")?;
         if !is_valid_id(&id) {
-            return Err(options.invalid(
-                "id",
-                id,
-                "a letter, then letters, digits, '-', '.' and '_'",
-            ));
+            return Err(options.invalid("id", id, "a letter, then letters, digits, '-', '.' and '_'"));
         }
         let mut iothread = Self::new(id);
         if let Some(nanoseconds) = options.take_u64_in("poll-max-ns", RANGE)? {
@@ -74,48 +65,23 @@ mod tests {
     #[test]
     fn defaults_and_everything_set() {
         assert_eq!(read("id=t").expect("minimal"), IothreadConfig::new("t"));
-        let all = IothreadConfig {
-            poll_max_ns: 0,
-            poll_grow: 3,
-            poll_shrink: 4,
-            ..IothreadConfig::new("t")
-        };
-        assert_eq!(
-            read("id=t,poll-max-ns=0,poll-grow=3,poll-shrink=4").expect("all"),
-            all
-        );
+        let all = IothreadConfig { poll_max_ns: 0, poll_grow: 3, poll_shrink: 4, ..IothreadConfig::new("t") };
+        assert_eq!(read("id=t,poll-max-ns=0,poll-grow=3,poll-shrink=4").expect("all"), all);
     }
 
     #[test]
     fn refusals() {
         for (text, complaint) in [
             ("poll-grow=1", r#"option "id" is missing"#),
-            (
-                "id=0",
-                r#"option "id" must be a letter, then letters, digits, '-', '.' and '_', not "0""#,
-            ),
-            (
-                "id=t,poll-max-ns=1k",
-                r#"option "poll-max-ns" must be a whole number from 0, not "1k""#,
-            ),
-            (
-                "id=t,aio-max-batch=1",
-                r#"option "aio-max-batch" is not supported yet"#,
-            ),
-            (
-                "id=t,thread-pool-max=1",
-                r#"option "thread-pool-max" is not supported yet"#,
-            ),
+            ("id=0", r#"option "id" must be a letter, then letters, digits, '-', '.' and '_', not "0""#),
+            ("id=t,poll-max-ns=1k", r#"option "poll-max-ns" must be a whole number from 0, not "1k""#),
+            ("id=t,aio-max-batch=1", r#"option "aio-max-batch" is not supported yet"#),
+            ("id=t,thread-pool-max=1", r#"option "thread-pool-max" is not supported yet"#),
             ("id=t,x=1", r#"option "x" is unknown"#),
         ] {
             assert_eq!(read(text).expect_err(text).to_string(), complaint, "{text}");
         }
-        let large = read("id=t,poll-max-ns=0x8000000000000000")
-            .expect_err("too large")
-            .to_string();
-        assert!(
-            large.contains("must be from 0 to 9223372036854775807"),
-            "{large}"
-        );
+        let large = read("id=t,poll-max-ns=0x8000000000000000").expect_err("too large").to_string();
+        assert!(large.contains("must be from 0 to 9223372036854775807"), "{large}");
     }
 }

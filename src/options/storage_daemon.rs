@@ -27,20 +27,13 @@ const OBJECTS_UNSUPPORTED: &[&str] = &[
 ];
 
 /// Options that qemu-storage-daemon knows and this daemon does not yet: the argument's name and how it is written.
-const UNSUPPORTED: &[(&str, &str)] = &[
-    ("nbd_server", "--nbd-server"),
-    ("chardev", "--chardev"),
-    ("monitor", "--monitor"),
-    ("trace", "--trace"),
-];
+const UNSUPPORTED: &[(&str, &str)] =
+    &[("nbd_server", "--nbd-server"), ("chardev", "--chardev"), ("monitor", "--monitor"), ("trace", "--trace")];
 
 /// The options, with their help.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Any graph of nodes, in the style of qemu-storage-daemon")]
-#[allow(
-    rustdoc::broken_intra_doc_links,
-    reason = "the comments are help texts, where brackets mean optional parts"
-)]
+#[allow(rustdoc::broken_intra_doc_links, reason = "the comments are help texts, where brackets mean optional parts")]
 pub struct StorageDaemonArgs {
     /// Create an object: iothread,id=ID[,poll-max-ns=NS][,poll-grow=N][,poll-shrink=N]
     ///
@@ -95,11 +88,7 @@ impl StorageDaemonArgs {
         if let Some((_, written)) = UNSUPPORTED.iter().find(|(id, _)| matches.contains_id(id)) {
             return Err(UsageError::new(format!("{written} is not supported yet")));
         }
-        let mut config = Config {
-            pidfile: self.pidfile,
-            daemonize: self.daemonize,
-            ..Config::default()
-        };
+        let mut config = Config { pidfile: self.pidfile, daemonize: self.daemonize, ..Config::default() };
         for (option, text) in in_order(matches) {
             let step = match option {
                 "object" => match object(text)? {
@@ -124,26 +113,14 @@ fn in_order(matches: &ArgMatches) -> Vec<(&'static str, &str)> {
     for option in ["object", "blockdev", "export"] {
         let values = matches.get_many::<String>(option).unwrap_or_default();
         let indices = matches.indices_of(option).unwrap_or_default();
-        found.extend(
-            indices
-                .zip(values)
-                .map(|(index, value)| (index, option, value.as_str())),
-        );
+        found.extend(indices.zip(values).map(|(index, value)| (index, option, value.as_str())));
     }
     found.sort_by_key(|(index, ..)| *index);
-    found
-        .into_iter()
-        .map(|(_, option, value)| (option, value))
-        .collect()
+    found.into_iter().map(|(_, option, value)| (option, value)).collect()
 }
 
 /// Reads one argument. Complaints begin with `option` and what stands at `name_key`, if it does.
-fn parse(
-    text: &str,
-    option: &str,
-    implied_key: &str,
-    name_key: &str,
-) -> Result<Options, UsageError> {
+fn parse(text: &str, option: &str, implied_key: &str, name_key: &str) -> Result<Options, UsageError> {
     let flag = format!("--{option}");
     let options = parse_keyval(text, Some(implied_key))
         .map_err(|error: OptionsError| UsageError::new(error.about(flag.as_str())))?;
@@ -157,10 +134,7 @@ fn parse(
 /// Reads a node's options. They stay whole: the graph takes the name and the driver.
 fn blockdev(text: &str) -> Result<Options, UsageError> {
     let options = parse(text, "blockdev", "driver", "node-name")?;
-    match ["driver", "node-name"]
-        .iter()
-        .find(|key| !options.contains(key))
-    {
+    match ["driver", "node-name"].iter().find(|key| !options.contains(key)) {
         Some(key) => Err(UsageError::new(options.missing(key))),
         None => Ok(options),
     }
@@ -192,8 +166,6 @@ fn object(text: &str) -> Result<Object, UsageError> {
         kind if OBJECTS_UNSUPPORTED.contains(&kind) => {
             Err(UsageError::new(options.unsupported_value("qom-type", kind)))
         }
-        other => Err(UsageError::new(
-            options.invalid("qom-type", other, "iothread"),
-        )),
+        other => Err(UsageError::new(options.invalid("qom-type", other, "iothread"))),
     }
 }

@@ -57,9 +57,8 @@ impl VhostUserProgramArgs {
         }
         let socket = match (self.socket_path, self.fd) {
             (Some(path), None) => SocketAddress::Unix {
-                path: check_socket_path(path).map_err(|expected| {
-                    UsageError::new(format!("--socket-path must be {expected}"))
-                })?,
+                path: check_socket_path(path)
+                    .map_err(|expected| UsageError::new(format!("--socket-path must be {expected}")))?,
                 mode: None,
                 group: None,
             },
@@ -68,20 +67,13 @@ impl VhostUserProgramArgs {
                 return Err(UsageError::new("--socket-path and --fd exclude each other"));
             }
             (None, None) => {
-                return Err(UsageError::new(
-                    "--socket-path=PATH or --fd=FDNUM is missing",
-                ));
+                return Err(UsageError::new("--socket-path=PATH or --fd=FDNUM is missing"));
             }
         };
         let Some(path) = self.blk_file else {
             return Err(UsageError::new("--blk-file=PATH is missing"));
         };
-        let disk = Disk {
-            path,
-            format: "raw".to_owned(),
-            read_only: self.read_only,
-            cache: None,
-        };
+        let disk = Disk { path, format: "raw".to_owned(), read_only: self.read_only, cache: None };
         let export = ExportConfig {
             writable: !self.read_only,
             num_queues: NUM_QUEUES,

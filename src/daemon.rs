@@ -1,0 +1,227 @@
+//! The daemon: what is created in which order, and how it ends. Steps run strictly as given; the end takes the reverse:
+//! exports, nodes, iothreads. It never touches a request.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blockport_block::aio::{AioRemote, Iothread, PollSettings};
+use blockport_block::{BlockBackend, Graph, OpenError, OpenResult, Permissions, RequestKind};
+use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use nix::unistd::{Gid, Group};
+
+use crate::background::Background;
+use crate::options::{self, Config, ExportConfig, IothreadConfig, Step};
+
+/// The iothread of exports that name none.
+const DEFAULT_IOTHREAD: &str = "main-io";
+
+/// Runs a configuration until a signal ends it: finished, flushed, cleaned up. A second signal ends it at once.
+///
+/// # Errors
+/// Something could not be created; whatever was created before has been taken down again.
+pub fn run(config: Config) -> OpenResult {
+    // Before any thread or ring exists.
+    let background = config.daemonize.then(Background::fork).transpose().map_err(OpenError::new)?;
+    // Blocked before the first thread starts, so that every thread inherits it and only the signalfd sees them.
+    let signals = stop_signals().map_err(|e| OpenError(format!("signals: {e}")))?;
+    raise_descriptor_limit();
+    let mut daemon = Daemon::default();
+    for step in config.steps {
+        daemon.step(step)?;
+    }
+    let _pidfile = config.pidfile.map(Pidfile::write).transpose()?;
+    if let Some(text) = &config.announcement {
+        println!("{}", text.trim_end());
+    }
+    if let Some(background) = background {
+        background.ready().map_err(|e| OpenError(format!("going to the background: {e}")))?;
+    }
+    let signal = wait(&signals);
+    tracing::info!("{signal}: stopping");
+    std::thread::spawn(move || {
+        let signal = wait(&signals);
+        eprintln!("blockport: {signal} again: leaving at once");
+        std::process::exit(1);
+    });
+    daemon.stop()
+}
+
+fn stop_signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    SignalFd::new(&set)
+}
+
+fn wait(signals: &SignalFd) -> Signal {
+    loop {
+        if let Ok(Some(info)) = signals.read_signal()
+            && let Ok(signal) =
+                i32::try_from(info.ssi_signo).map_err(|_| ()).and_then(|n| Signal::try_from(n).map_err(|_| ()))
+        {
+            return signal;
+        }
+    }
+}
+
+/// A queue takes three descriptors and a memory region one: raise the soft limit to the hard one.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!("the limit on open files stays at {soft}: {error}");
+    }
+}
+
+/// All that was created. Fields drop in the order of the end.
+#[derive(Default)]
+struct Daemon {
+    exports: Vec<VhostUserBlkExport>,
+    graph: Graph,
+    iothreads: BTreeMap<String, Iothread>,
+}
+
+impl Daemon {
+    fn step(&mut self, step: Step) -> OpenResult {
+        match step {
+            Step::Iothread(config) => self.add_iothread(&config),
+            Step::Blockdev(options) => self.graph.blockdev_add(options).map(drop),
+            Step::Export(config) => {
+                let id = config.id.clone();
+                self.add_export(config).map_err(|e| e.context(format_args!("export \"{id}\"")))
+            }
+        }
+    }
+
+    fn add_iothread(&mut self, config: &IothreadConfig) -> OpenResult {
+        let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink } = config;
+        if self.iothreads.contains_key(id) {
+            return Err(OpenError(format!("object \"{id}\" exists already")));
+        }
+        let settings = PollSettings { poll_max_ns: *poll_max_ns, poll_grow: *poll_grow, poll_shrink: *poll_shrink };
+        let iothread = Iothread::start(id, settings).map_err(|e| OpenError(format!("iothread \"{id}\": {e}")))?;
+        self.iothreads.insert(id.clone(), iothread);
+        Ok(())
+    }
+
+    fn add_export(&mut self, config: ExportConfig) -> OpenResult {
+        if self.exports.iter().any(|export| export.id() == config.id) {
+            return Err(OpenError("its id is taken by another export".into()));
+        }
+        let node = self
+            .graph
+            .find(&config.node_name)
+            .ok_or_else(|| OpenError(format!("there is no node \"{}\"", config.node_name)))?;
+        if config.writable && node.options().read_only {
+            return Err(OpenError(format!("it is writable, but node \"{}\" is read-only", node.name())));
+        }
+        let iothreads = self.remotes(&config.iothreads)?;
+        let address = socket_address(&config.socket)?;
+        let backend = BlockBackend::with_root(&config.id, node, Permissions::device(config.writable))?;
+        let settings = ExportSettings {
+            id: config.id,
+            num_queues: config.num_queues,
+            writable: config.writable,
+            logical_block_size: config.logical_block_size,
+            serial: config.serial,
+            seg_max: config.seg_max,
+            queue_size_max: config.queue_size_max,
+            writethrough: config.writethrough,
+        };
+        let export = VhostUserBlkExport::start(backend, settings, iothreads, &address).map_err(OpenError::new)?;
+        self.exports.push(export);
+        Ok(())
+    }
+
+    /// The iothreads of these names; the shared default one if there are none.
+    fn remotes(&mut self, names: &[String]) -> OpenResult<Vec<AioRemote>> {
+        if names.is_empty() {
+            if !self.iothreads.contains_key(DEFAULT_IOTHREAD) {
+                self.add_iothread(&IothreadConfig::new(DEFAULT_IOTHREAD))?;
+            }
+            return self.remotes(&[DEFAULT_IOTHREAD.to_owned()]);
+        }
+        let find = |name: &String| {
+            let iothread = self.iothreads.get(name);
+            iothread.map(|t| t.remote().clone()).ok_or_else(|| OpenError(format!("there is no iothread \"{name}\"")))
+        };
+        names.iter().map(find).collect()
+    }
+
+    /// Stops serving, flushes, says what was done, and takes everything down.
+    fn stop(mut self) -> OpenResult {
+        let mut result = Ok(());
+        for export in self.exports.drain(..) {
+            let (id, backend) = (export.id().to_owned(), export.backend().clone());
+            drop(export);
+            if let Err(error) = backend.flush_blocking() {
+                tracing::error!("export \"{id}\": the last flush failed: {error}");
+                result = Err(OpenError(format!("export \"{id}\": the last flush failed: {error}")));
+            }
+            log_statistics(&id, &backend);
+        }
+        self.graph.clear();
+        result
+    }
+}
+
+fn log_statistics(id: &str, backend: &Arc<BlockBackend>) {
+    let statistics = backend.statistics();
+    let of = |kind| statistics.of(kind).operations;
+    tracing::info!(
+        "export {id}: {} reads, {} writes, {} flushes, {} discards, {} write-zeroes, {} failed",
+        of(RequestKind::Read),
+        of(RequestKind::Write),
+        of(RequestKind::Flush),
+        of(RequestKind::Discard),
+        of(RequestKind::WriteZeroes),
+        statistics.failed()
+    );
+}
+
+fn socket_address(address: &options::SocketAddress) -> OpenResult<SocketAddress> {
+    Ok(match address {
+        options::SocketAddress::Fd(fd) => SocketAddress::Fd(*fd),
+        options::SocketAddress::Unix { path, mode, group } => {
+            let group = group.as_deref().map(group_id).transpose()?;
+            SocketAddress::Unix { path: path.clone(), mode: *mode, group }
+        }
+    })
+}
+
+/// A group by name or number.
+fn group_id(name: &str) -> OpenResult<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(Gid::as_raw(group.gid)),
+        Ok(None) => Err(OpenError(format!("there is no group \"{name}\""))),
+        Err(error) => Err(OpenError(format!("group \"{name}\": {error}"))),
+    }
+}
+
+/// The file with our process id, removed at the end.
+struct Pidfile(PathBuf);
+
+impl Pidfile {
+    fn write(path: PathBuf) -> OpenResult<Self> {
+        std::fs::write(&path, format!("{}\n", std::process::id()))
+            .map_err(|e| OpenError(format!("pidfile {}: {e}", path.display())))?;
+        // Its directory may be relative to where we were started, and we may leave there.
+        Ok(Self(std::path::absolute(&path).unwrap_or(path)))
+    }
+}
+
+impl Drop for Pidfile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
