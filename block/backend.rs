@@ -125,7 +125,7 @@ impl BlockBackend {
 
     /// Whether the medium cannot be written. False without one.
     pub fn is_read_only(&self) -> bool {
-        self.root().is_some_and(|node| node.options().read_only)
+        self.root().is_some_and(|node| node.is_read_only())
     }
 
     /// Attaches a device model.

@@ -47,7 +47,7 @@ impl Child {
         granularity: u32,
         may_grow: bool,
     ) -> OpenResult<Arc<Self>> {
-        if permissions.held.contains(PermissionSet::WRITE) && node.options().read_only {
+        if permissions.held.contains(PermissionSet::WRITE) && node.is_read_only() {
             return Err(OpenError(format!("{user} cannot write to node \"{}\", which is read-only", node.name())));
         }
         let id = node.add_user(user, permissions, granularity)?;
@@ -85,6 +85,7 @@ impl Child {
             limits: self.node.limits(),
             tracked: self.node.may_pad(),
             may_grow: self.may_grow,
+            read_only: self.node.is_read_only(),
             node: self.node.clone(),
         }))
     }
@@ -104,6 +105,7 @@ pub struct ChildChannel {
     /// Whether writes to the node may be padded, and so must keep out of each other's way.
     pub(crate) tracked: bool,
     may_grow: bool,
+    read_only: bool,
 }
 
 impl ChildChannel {
@@ -203,7 +205,7 @@ impl ChildChannel {
     }
 
     fn check_write(&self, offset: u64, bytes: u64) -> BlockResult {
-        if self.node.options().read_only {
+        if self.read_only {
             return Err(BlockError::ReadOnly);
         }
         self.check_range(offset, bytes, self.may_grow)

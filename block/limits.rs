@@ -4,6 +4,8 @@
 /// What a node can do. Fixed while the node is open, but for a drained section (resize, reopen, graph change).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockLimits {
+    /// Whether nothing can be written although the options would allow it: the host did not, and auto-read-only was on.
+    pub read_only: bool,
     /// Offset and length of reads and writes must be multiples of this; bytes, a power of two, at least 1.
     /// The edge pads what is not.
     pub request_alignment: u32,
@@ -43,6 +45,7 @@ impl Default for BlockLimits {
     /// No constraint and no capability beyond reading and writing.
     fn default() -> Self {
         Self {
+            read_only: false,
             request_alignment: 1,
             memory_alignment: 1,
             max_transfer: 0,

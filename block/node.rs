@@ -129,6 +129,11 @@ impl Node {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nothing can be written: by its options, or because its driver could only open it for reading.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only || self.limits().read_only
+    }
+
     /// Whether it holds its locks and serves requests.
     pub fn is_active(&self) -> bool {
         self.active.load(Ordering::Acquire)
