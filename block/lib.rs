@@ -16,6 +16,7 @@ pub mod options;
 mod permissions;
 mod ranges;
 mod shaping;
+mod sys;
 
 pub use accounting::{KindStatistics, RequestKind, Statistics};
 pub use backend::{BackendChannel, BlockBackend, Request};

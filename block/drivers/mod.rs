@@ -1,5 +1,6 @@
 //! The register of block drivers: `mod` lines and one table, nothing else.
 
+mod file;
 mod null;
 
 use crate::driver::BlockDriver;
@@ -36,7 +37,7 @@ pub struct DriverRow {
 }
 
 /// All drivers.
-pub const DRIVERS: &[DriverRow] = &[null::ROW];
+pub const DRIVERS: &[DriverRow] = &[file::ROW, null::ROW];
 
 /// The driver of that name.
 pub fn find(name: &str) -> Option<&'static DriverRow> {

@@ -1,0 +1,207 @@
+//! FileLocks: permissions held as locks on bytes of the file, in the way QEMU does it, so that its programs and ours
+//! keep out of each other's way. It owns the order of lock, test and unlock; it never touches data.
+//!
+//! Byte 100+n is read-locked by who holds permission n, byte 200+n by who does *not* share it (n as in
+//! [`PermissionSet::NAMES`]). Locks that say the opposite of ours are somebody else's objection: each new lock is taken
+//! first and objections looked for afterwards, so that of two who come at once at least one sees the other.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::error::{OpenError, OpenResult};
+use crate::permissions::{PermissionSet, Permissions};
+use crate::sys::{self, ByteLock};
+
+const HELD_BYTE: u64 = 100;
+const NOT_SHARED_BYTE: u64 = 200;
+
+/// The option `locking`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Locking {
+    /// Where the host can.
+    Auto,
+    On,
+    Off,
+}
+
+/// The locks that one open file holds.
+pub(super) struct FileLocks {
+    /// How errors name the file.
+    name: Arc<str>,
+    enabled: bool,
+    held: PermissionSet,
+    not_shared: PermissionSet,
+}
+
+/// Which locks: those for what is held, or those for what is not shared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Held,
+    NotShared,
+}
+
+impl Side {
+    fn byte(self, n: u8) -> u64 {
+        u64::from(n)
+            + match self {
+                Self::Held => HELD_BYTE,
+                Self::NotShared => NOT_SHARED_BYTE,
+            }
+    }
+
+    /// The side on which others object to this one.
+    fn opposite(self) -> Self {
+        match self {
+            Self::Held => Self::NotShared,
+            Self::NotShared => Self::Held,
+        }
+    }
+}
+
+impl FileLocks {
+    /// No lock yet on `fd`, which errors call `name`.
+    ///
+    /// # Errors
+    /// Locking is on, and the host or the file system has no such locks.
+    pub(super) fn new(locking: Locking, name: &str, fd: &OwnedFd) -> OpenResult<Self> {
+        let enabled = match (locking, sys::is_byte_locked(fd.as_raw_fd(), HELD_BYTE)) {
+            (Locking::Off, _) => false,
+            (_, Ok(_)) => true,
+            (Locking::Auto, Err(error)) => {
+                tracing::warn!("{name}: cannot be locked ({error}); nothing keeps other processes from using it");
+                false
+            }
+            (Locking::On, Err(error)) => return Err(OpenError(format!("{name}: cannot be locked: {error}"))),
+        };
+        Ok(Self { name: name.into(), enabled, held: PermissionSet::NONE, not_shared: PermissionSet::NONE })
+    }
+
+    /// The same for another open file of the same file; it holds nothing yet.
+    pub(super) fn renewed(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            enabled: self.enabled,
+            held: PermissionSet::NONE,
+            not_shared: PermissionSet::NONE,
+        }
+    }
+
+    /// Holds exactly the locks that `permissions` ask for.
+    ///
+    /// # Errors
+    /// Somebody else objects; the locks are as before.
+    pub(super) fn set(&mut self, fd: &OwnedFd, permissions: Permissions) -> OpenResult {
+        if !self.enabled {
+            return Ok(());
+        }
+        let held = permissions.held;
+        let not_shared = PermissionSet::ALL.without(permissions.shared);
+        let more_held = held.without(self.held);
+        let more_not_shared = not_shared.without(self.not_shared);
+        let taken = self
+            .take(fd, Side::Held, more_held)
+            .and_then(|()| self.take(fd, Side::NotShared, more_not_shared))
+            .and_then(|()| self.look_for_objections(fd, Side::Held, more_held))
+            .and_then(|()| self.look_for_objections(fd, Side::NotShared, more_not_shared));
+        if taken.is_err() {
+            self.drop_locks(fd, Side::Held, more_held);
+            self.drop_locks(fd, Side::NotShared, more_not_shared);
+            return taken;
+        }
+        self.drop_locks(fd, Side::Held, self.held.without(held));
+        self.drop_locks(fd, Side::NotShared, self.not_shared.without(not_shared));
+        (self.held, self.not_shared) = (held, not_shared);
+        Ok(())
+    }
+
+    fn take(&self, fd: &OwnedFd, side: Side, set: PermissionSet) -> OpenResult {
+        numbers(set).try_for_each(|(n, permission)| {
+            match sys::lock_byte(fd.as_raw_fd(), side.byte(n), ByteLock::Read) {
+                Ok(()) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(self.refused(side, permission)),
+                Err(error) => Err(OpenError(format!("{}: cannot be locked: {error}", self.name))),
+            }
+        })
+    }
+
+    fn look_for_objections(&self, fd: &OwnedFd, side: Side, set: PermissionSet) -> OpenResult {
+        numbers(set).try_for_each(|(n, permission)| {
+            match sys::is_byte_locked(fd.as_raw_fd(), side.opposite().byte(n)) {
+                Ok(false) => Ok(()),
+                Ok(true) => Err(self.refused(side, permission)),
+                Err(error) => Err(OpenError(format!("{}: cannot be locked: {error}", self.name))),
+            }
+        })
+    }
+
+    fn drop_locks(&self, fd: &OwnedFd, side: Side, set: PermissionSet) {
+        for (n, permission) in numbers(set) {
+            if let Err(error) = sys::lock_byte(fd.as_raw_fd(), side.byte(n), ByteLock::None) {
+                tracing::warn!("{}: the \"{permission}\" lock could not be dropped: {error}", self.name);
+            }
+        }
+    }
+
+    fn refused(&self, side: Side, permission: &str) -> OpenError {
+        let what = match side {
+            Side::Held => format!("the \"{permission}\" lock is not to be had"),
+            Side::NotShared => format!("the \"{permission}\" lock cannot be kept from others, one of them has it"),
+        };
+        OpenError(format!("{}: {what}. Is another process using the image?", self.name))
+    }
+}
+
+fn numbers(set: PermissionSet) -> impl Iterator<Item = (u8, &'static str)> {
+    PermissionSet::NAMES.into_iter().filter(move |(_, one, _)| set.contains(*one)).map(|(n, _, name)| (n, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    /// The same file opened twice: locks belong to open files, so they conflict even within a process.
+    fn opened_twice(name: &str) -> (OwnedFd, OwnedFd) {
+        let path = std::env::temp_dir().join(format!("blockport-lock-{name}-{}", std::process::id()));
+        let first = File::create_new(&path).expect("the temporary directory is writable");
+        drop(first);
+        let open = || OwnedFd::from(File::open(&path).expect("it was just made"));
+        let pair = (open(), open());
+        std::fs::remove_file(&path).expect("it was just made");
+        pair
+    }
+
+    fn locks(fd: &OwnedFd) -> FileLocks {
+        FileLocks::new(Locking::On, "file \"x\"", fd).expect("this host has OFD locks")
+    }
+
+    #[test]
+    fn a_second_writer_is_refused_until_the_first_lets_go() {
+        let (a, b) = opened_twice("writers");
+        let (mut first, mut second) = (locks(&a), locks(&b));
+        let writer = Permissions::device(true, false);
+        first.set(&a, writer).expect("nobody else is there");
+        first.set(&a, writer).expect("our own locks are no objection");
+        let error = second.set(&b, writer).expect_err("the first one does not share writing");
+        assert!(error.0.contains("file \"x\"") && error.0.contains("\"write\"") && error.0.contains("another process"));
+        assert!(second.set(&b, Permissions::device(false, false)).is_err(), "a reader that shares no writing");
+        second.set(&b, Permissions::device(false, true)).expect("a reader that shares writing");
+        first.set(&a, Permissions::UNUSED).expect("less is never refused");
+        second.set(&b, writer).expect("the first one has let go");
+    }
+
+    #[test]
+    fn a_refused_change_leaves_the_locks_as_they_were() {
+        let (a, b) = opened_twice("unchanged");
+        let (mut first, mut second) = (locks(&a), locks(&b));
+        let reader = Permissions::device(false, false);
+        first.set(&a, reader).expect("nobody else is there");
+        second.set(&b, reader).expect("readers live side by side");
+        first.set(&a, Permissions::device(true, false)).expect_err("the other reader does not share writing");
+        second.set(&b, Permissions::UNUSED).expect("less is never refused");
+        // Had the refused write lock stayed, this reader would be refused now.
+        second.set(&b, reader).expect("the first one is a reader still");
+    }
+}

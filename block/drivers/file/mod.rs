@@ -1,0 +1,257 @@
+//! The driver `file`: a plain file of the host, or a block device used like one. This file owns the options and the
+//! control verbs; `open.rs` opens, `probe.rs` asks what the file can do, `lock.rs` keeps other processes out,
+//! `channel.rs` does the requests.
+
+mod channel;
+mod lock;
+mod open;
+mod probe;
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use self::channel::FileChannel;
+use self::lock::{FileLocks, Locking};
+use self::open::{Access, Source};
+use self::probe::{FileKind, Probe};
+use super::{DriverKind, DriverRow};
+use crate::aio::AioContext;
+use crate::child::Child;
+use crate::driver::{BlockDriver, IoChannel};
+use crate::error::{OpenError, OpenResult};
+use crate::graph::OpenContext;
+use crate::limits::BlockLimits;
+use crate::options::Options;
+use crate::permissions::Permissions;
+use crate::sys;
+
+pub(super) const ROW: DriverRow = DriverRow {
+    name: "file",
+    kind: DriverKind::Protocol,
+    summary: "a file of the host",
+    options: &[
+        ("filename", "path of the file; this or fd must be given"),
+        ("fd", "number of a descriptor that the daemon was started with, open on the file"),
+        (
+            "locking",
+            "auto (default), on, off: keep other processes from using the image by locks that QEMU understands",
+        ),
+        ("aio", "threads, native or io_uring, as other programs take it; io_uring serves all of them"),
+    ],
+    open,
+};
+
+/// An opened file, as the control thread knows it.
+struct File {
+    /// How errors name it.
+    name: String,
+    source: Source,
+    read_only: bool,
+    auto_read_only: bool,
+    force_share: bool,
+    cache: Cache,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+/// How the host's page cache is used.
+#[derive(Debug, Clone, Copy)]
+struct Cache {
+    /// Bypassed.
+    direct: bool,
+    /// Never asked to write back.
+    no_flush: bool,
+}
+
+/// What all channels of a file share.
+struct Shared {
+    /// The same number as long as the node lives; activation may put another open file behind it.
+    fd: OwnedFd,
+    /// The size in bytes as far as we know.
+    length: AtomicU64,
+    /// The errno of the first failed flush of a buffered file, 0 while there was none. The kernel may have dropped the
+    /// pages that it could not write, so no later flush can be believed.
+    flush_errno: AtomicI32,
+    /// The file system has turned down punching holes.
+    no_punch: AtomicBool,
+    /// The file system has turned down zeroing ranges.
+    no_zero_range: AtomicBool,
+}
+
+struct State {
+    probe: Probe,
+    locks: FileLocks,
+    /// What all users together hold and share, also while inactive.
+    permissions: Permissions,
+    active: bool,
+    /// Opened for writing.
+    writable: bool,
+    /// It was inactive before, so that another host may have written meanwhile.
+    was_inactive: bool,
+}
+
+fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn BlockDriver>> {
+    let source = Source::take(options)?;
+    let locking = [("auto", Locking::Auto), ("on", Locking::On), ("off", Locking::Off)];
+    let locking = options.take_enum("locking", &locking).map_err(OpenError::new)?.unwrap_or(Locking::Auto);
+    let engines = [("threads", "threads"), ("native", "native"), ("io_uring", "io_uring")];
+    if let Some(engine) = options.take_enum("aio", &engines).map_err(OpenError::new)? {
+        tracing::debug!("{source}: aio={engine} is served by io_uring");
+    }
+    options
+        .take_unsupported(&["pr-manager", "drop-cache", "aio-max-batch", "x-check-cache-dropped"])
+        .map_err(OpenError::new)?;
+
+    let node = context.node;
+    let cache = Cache { direct: node.cache_direct, no_flush: node.cache_no_flush };
+    let access = Access { write: !node.read_only, or_read: node.auto_read_only, direct: cache.direct };
+    let (fd, writable) = source.open(access)?;
+    let name = source.to_string();
+    let probe = Probe::new(&fd, cache.direct).map_err(|e| e.context(&name))?;
+    let locks = FileLocks::new(locking, &name, &fd)?;
+    Ok(Box::new(File {
+        name,
+        source,
+        read_only: node.read_only,
+        auto_read_only: node.auto_read_only,
+        force_share: node.force_share,
+        cache,
+        shared: Arc::new(Shared {
+            fd,
+            length: AtomicU64::new(probe.length),
+            flush_errno: AtomicI32::new(0),
+            no_punch: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+        }),
+        state: Mutex::new(State {
+            probe,
+            locks,
+            permissions: Permissions::UNUSED,
+            active: false,
+            writable,
+            was_inactive: false,
+        }),
+    }))
+}
+
+impl File {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is to be locked for these users.
+    fn to_lock(&self, permissions: Permissions) -> Permissions {
+        let shared = if self.force_share { Permissions::UNUSED.shared } else { permissions.shared };
+        Permissions { shared, ..permissions }
+    }
+
+    /// Opens the file anew behind the same number, with its locks held before the old one goes.
+    fn reopen(&self, state: &mut State, access: Access, permissions: Permissions) -> OpenResult {
+        let (fd, writable) = self.source.reopen(&self.shared.fd, access)?;
+        let mut locks = state.locks.renewed();
+        locks.set(&fd, permissions)?;
+        sys::replace(&self.shared.fd, fd).map_err(|e| OpenError(format!("{}: {e}", self.name)))?;
+        state.locks = locks;
+        state.writable = writable;
+        Ok(())
+    }
+}
+
+impl BlockDriver for File {
+    fn limits(&self) -> BlockLimits {
+        let state = self.state();
+        let probe = &state.probe;
+        let plain = probe.kind == FileKind::Regular;
+        let can_punch = plain && !self.shared.no_punch.load(Ordering::Relaxed);
+        BlockLimits {
+            read_only: !self.read_only && !state.writable,
+            request_alignment: probe.request_alignment,
+            memory_alignment: probe.memory_alignment,
+            can_discard: can_punch,
+            can_write_zeroes: plain,
+            can_unmap_zeroes: can_punch,
+            optimal_transfer: probe.optimal_transfer,
+            physical_block_size: probe.physical_block_size,
+            ..BlockLimits::default()
+        }
+    }
+
+    fn length(&self) -> u64 {
+        self.shared.length.load(Ordering::Relaxed)
+    }
+
+    fn children(&self) -> &[Arc<Child>] {
+        &[]
+    }
+
+    fn child_permissions(&self, own: Permissions) -> Permissions {
+        own
+    }
+
+    fn set_permissions(&self, permissions: Permissions) -> OpenResult {
+        let mut state = self.state();
+        if state.active {
+            state.locks.set(&self.shared.fd, self.to_lock(permissions))?;
+        }
+        state.permissions = permissions;
+        Ok(())
+    }
+
+    fn resize(&self, bytes: u64) -> OpenResult {
+        let state = self.state();
+        if state.probe.kind == FileKind::BlockDevice {
+            return Err(OpenError(format!("{}: a block device cannot be resized", self.name)));
+        }
+        if !state.writable {
+            return Err(OpenError(format!("{}: it is open for reading only", self.name)));
+        }
+        open::set_length(&self.shared.fd, bytes)
+            .map_err(|e| OpenError(format!("{}: cannot be resized to {bytes} bytes: {e}", self.name)))?;
+        self.shared.length.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn activate(&self) -> OpenResult {
+        let mut state = self.state();
+        if state.active {
+            return Ok(());
+        }
+        let permissions = self.to_lock(state.permissions);
+        if state.was_inactive && self.source.can_reopen() {
+            let access = Access { write: !self.read_only, or_read: self.auto_read_only, direct: self.cache.direct };
+            self.reopen(&mut state, access, permissions)?;
+            // Another host may have written meanwhile.
+            sys::drop_cache(self.shared.fd.as_raw_fd());
+        } else {
+            state.locks.set(&self.shared.fd, permissions)?;
+        }
+        let probe = Probe::new(&self.shared.fd, self.cache.direct).map_err(|e| e.context(&self.name))?;
+        self.shared.length.store(probe.length, Ordering::Relaxed);
+        state.probe = probe;
+        state.active = true;
+        Ok(())
+    }
+
+    fn inactivate(&self) -> OpenResult {
+        let mut state = self.state();
+        if !state.active {
+            return Ok(());
+        }
+        if state.writable && self.source.can_reopen() {
+            let access = Access { write: false, or_read: false, direct: self.cache.direct };
+            self.reopen(&mut state, access, Permissions::UNUSED)?;
+        } else {
+            state.locks.set(&self.shared.fd, Permissions::UNUSED)?;
+        }
+        state.active = false;
+        state.was_inactive = true;
+        Ok(())
+    }
+
+    fn attach(&self, context: &AioContext) -> OpenResult<Rc<dyn IoChannel>> {
+        let state = self.state();
+        Ok(Rc::new(FileChannel::new(context, &self.shared, &state.probe, self.cache)))
+    }
+}
