@@ -2,6 +2,7 @@
 
 mod file;
 mod null;
+mod raw;
 
 use crate::driver::BlockDriver;
 use crate::error::OpenResult;
@@ -37,7 +38,7 @@ pub struct DriverRow {
 }
 
 /// All drivers.
-pub const DRIVERS: &[DriverRow] = &[file::ROW, null::ROW];
+pub const DRIVERS: &[DriverRow] = &[file::ROW, null::ROW, raw::ROW];
 
 /// The driver of that name.
 pub fn find(name: &str) -> Option<&'static DriverRow> {
