@@ -98,8 +98,7 @@ pub fn run(args: BenchArgs) -> Result<(), Box<dyn Error>> {
     if let Some(pid) = args.daemon_pid {
         CpuTimes::sample(pid).map_err(|e| format!("--daemon-pid {pid}: {e}"))?;
     }
-    let (client, disk) =
-        Client::connect(socket).map_err(|e| format!("--socket {}: {e}", socket.display()))?;
+    let (client, disk) = Client::connect(socket).map_err(|e| format!("--socket {}: {e}", socket.display()))?;
     plan.check(&disk)?;
     let outcome = session::run(&client, &disk, &plan, socket, args.daemon_pid, !args.json)?;
     let report = Report::new(socket, &disk, &plan, &outcome);
@@ -118,10 +117,7 @@ fn run_floor(args: &BenchArgs) -> Result<(), Box<dyn Error>> {
     let runtime = args.runtime.unwrap_or(Duration::from_secs(2));
     let rate = floor::round_trips_per_second(runtime)?;
     if args.json {
-        println!(
-            "{}",
-            serde_json::json!({ "eventfd_round_trips_per_s": rate })
-        );
+        println!("{}", serde_json::json!({ "eventfd_round_trips_per_s": rate }));
     } else {
         let each = 1e6 / rate;
         println!("eventfd ping-pong: {rate:.0} round trips/s, {each:.1} µs each");
@@ -140,19 +136,13 @@ fn size(text: &str) -> Result<u64, String> {
         "t" | "tib" => 40,
         other => return Err(format!("unknown unit {other}; use k, M, G or T")),
     };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "not a number with a unit, as 4k".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "more than 64 bits hold".to_owned())
+    let number: u64 = digits.parse().map_err(|_| "not a number with a unit, as 4k".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "more than 64 bits hold".to_owned())
 }
 
 /// A duration in seconds, fractions allowed.
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| "not a number of seconds".to_owned())?;
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if duration <= Duration::from_secs(365 * 86_400) => Ok(duration),
         _ => Err("not a duration of 0 to 31536000 seconds".to_owned()),

@@ -10,9 +10,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 use virtio_queue::QueueOwnedT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use crate::config;
 use crate::disk::Disk;
@@ -34,17 +32,9 @@ pub struct Device {
 
 impl Device {
     /// A device for one connection, whose memory table the framework fills in.
-    pub fn new(
-        disk: Arc<Disk>,
-        memory: GuestMemoryAtomic<GuestMemoryMmap>,
-        queues: u16,
-        serial: &str,
-    ) -> Self {
+    pub fn new(disk: Arc<Disk>, memory: GuestMemoryAtomic<GuestMemoryMmap>, queues: u16, serial: &str) -> Self {
         let mut padded = [0; 20];
-        padded
-            .iter_mut()
-            .zip(serial.bytes())
-            .for_each(|(to, from)| *to = from);
+        padded.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
         Self {
             disk,
             memory,
@@ -65,11 +55,7 @@ impl Device {
         let memory = self.memory.memory();
         // Held over the batch: a stop of the ring (GET_VRING_BASE) waits for it, so it drains.
         let mut state = vring.get_mut();
-        let chains: Vec<_> = state
-            .get_queue_mut()
-            .iter(memory.clone())
-            .map_err(io::Error::other)?
-            .collect();
+        let chains: Vec<_> = state.get_queue_mut().iter(memory.clone()).map_err(io::Error::other)?.collect();
         if chains.is_empty() {
             return Ok(());
         }
@@ -121,10 +107,7 @@ impl VhostUserBackend for Device {
         let space = config::space(&self.disk, self.queues);
         let (offset, size) = (offset as usize, size as usize);
         // Out of range: an empty answer, which the framework turns into the refusal of size 0.
-        space
-            .get(offset..offset.saturating_add(size))
-            .unwrap_or_default()
-            .to_vec()
+        space.get(offset..offset.saturating_add(size)).unwrap_or_default().to_vec()
     }
 
     fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
@@ -141,13 +124,7 @@ impl VhostUserBackend for Device {
         new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
     }
 
-    fn handle_event(
-        &self,
-        index: u16,
-        _events: EventSet,
-        vrings: &[VringRwLock],
-        _thread: usize,
-    ) -> io::Result<()> {
+    fn handle_event(&self, index: u16, _events: EventSet, vrings: &[VringRwLock], _thread: usize) -> io::Result<()> {
         let Some(vring) = vrings.get(usize::from(index)) else {
             return Err(io::Error::other(format!("no vring {index}")));
         };

@@ -26,27 +26,15 @@ impl Disk {
     /// Opens a regular file or block device.
     pub fn open(path: &Path, direct: bool, read_only: bool) -> io::Result<Self> {
         let flags = if direct { libc::O_DIRECT } else { 0 };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .custom_flags(flags)
-            .open(path)?;
+        let mut file = OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path)?;
         // Not metadata(): a block device says 0 there.
         let size = file.seek(SeekFrom::End(0))?;
-        Ok(Self {
-            file: Some(file),
-            size,
-            read_only,
-        })
+        Ok(Self { file: Some(file), size, read_only })
     }
 
     /// A medium of `size` bytes that stores nothing and leaves the buffers of reads as they are.
     pub fn null(size: u64, read_only: bool) -> Self {
-        Self {
-            file: None,
-            size,
-            read_only,
-        }
+        Self { file: None, size, read_only }
     }
 
     /// The size in bytes.
@@ -103,11 +91,7 @@ impl Disk {
 
     /// Makes a range read as zeroes; with `unmap` it may lose its space. Falls back to writing zeroes.
     pub fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
-        let mode = if unmap {
-            libc::FALLOC_FL_PUNCH_HOLE
-        } else {
-            libc::FALLOC_FL_ZERO_RANGE
-        };
+        let mode = if unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
         match self.fallocate(mode, offset, bytes) {
             Err(e) if unsupported(&e) => {}
             other => return other,
@@ -137,11 +121,7 @@ impl Disk {
         let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: no memory is passed; the descriptor is open.
         let n = unsafe { libc::fallocate(file.as_raw_fd(), mode, signed(offset)?, signed(bytes)?) };
-        if n == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if n == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 
@@ -156,10 +136,7 @@ fn transfer(
         .iter()
         // An empty one at the end would look like the end of the file.
         .filter(|b| !b.is_empty())
-        .map(|b| libc::iovec {
-            iov_base: b.ptr_guard_mut().as_ptr().cast(),
-            iov_len: b.len(),
-        })
+        .map(|b| libc::iovec { iov_base: b.ptr_guard_mut().as_ptr().cast(), iov_len: b.len() })
         .collect();
     let mut first = 0;
     let mut at = offset;
@@ -202,8 +179,5 @@ fn signed(n: u64) -> io::Result<i64> {
 }
 
 fn unsupported(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
-    )
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
 }

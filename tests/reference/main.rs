@@ -29,12 +29,7 @@ struct Options {
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
     /// Serve this file (or block device).
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with = "null",
-        required_unless_present = "null"
-    )]
+    #[arg(long, value_name = "FILE", conflicts_with = "null", required_unless_present = "null")]
     file: Option<PathBuf>,
     /// Serve a disk of SIZE bytes that stores nothing and leaves read buffers as they are.
     #[arg(long, value_name = "SIZE")]
@@ -79,25 +74,16 @@ fn run(options: Options) -> Result<(), String> {
         (None, None) => return Err("one of --file and --null is needed".to_owned()),
     };
     let disk = Arc::new(disk);
-    let mut listener = Listener::new(&options.socket, true)
-        .map_err(|e| format!("--socket {}: {e}", options.socket.display()))?;
-    println!(
-        "blockport-reference: serving {} bytes on {}",
-        disk.size(),
-        options.socket.display()
-    );
+    let mut listener =
+        Listener::new(&options.socket, true).map_err(|e| format!("--socket {}: {e}", options.socket.display()))?;
+    println!("blockport-reference: serving {} bytes on {}", disk.size(), options.socket.display());
 
     // The framework's daemon serves one connection in its life, so each connection gets a new one.
     loop {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let device = Device::new(
-            Arc::clone(&disk),
-            memory.clone(),
-            options.queues,
-            &options.serial,
-        );
-        let mut daemon = VhostUserDaemon::new("reference".to_owned(), Arc::new(device), memory)
-            .map_err(|e| e.to_string())?;
+        let device = Device::new(Arc::clone(&disk), memory.clone(), options.queues, &options.serial);
+        let mut daemon =
+            VhostUserDaemon::new("reference".to_owned(), Arc::new(device), memory).map_err(|e| e.to_string())?;
         daemon.start(&mut listener).map_err(|e| e.to_string())?;
         match daemon.wait() {
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {}

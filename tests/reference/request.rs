@@ -4,9 +4,9 @@
 use std::io;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestMemory, GuestMemoryLoadGuard, GuestMemoryMmap, Permissions, VolatileSlice};
@@ -64,9 +64,7 @@ impl<'a> Request<'a> {
             } else {
                 (&mut output, Permissions::Read)
             };
-            let slices = memory
-                .get_slices(descriptor.addr(), descriptor.len() as usize, access)
-                .ok()?;
+            let slices = memory.get_slices(descriptor.addr(), descriptor.len() as usize, access).ok()?;
             for slice in slices {
                 side.push(slice.ok()?);
             }
@@ -75,13 +73,7 @@ impl<'a> Request<'a> {
         let status = take_last_byte(&mut input)?;
         let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
         let kind = u32::from_le_bytes([k0, k1, k2, k3]);
-        Some(Self {
-            kind,
-            sector: u64::from_le_bytes(sector),
-            output,
-            input,
-            status,
-        })
+        Some(Self { kind, sector: u64::from_le_bytes(sector), output, input, status })
     }
 
     /// Does what the request asks, writes its status, and returns `used.len`: the bytes written, counted from the
@@ -169,11 +161,7 @@ impl<'a> Request<'a> {
 
 /// Refuses what a read-only disk cannot do.
 fn writable(disk: &Disk) -> Result<(), Failure> {
-    if disk.read_only() {
-        Err(Failure::Io)
-    } else {
-        Ok(())
-    }
+    if disk.read_only() { Err(Failure::Io) } else { Ok(()) }
 }
 
 /// Ends a request that wrote: durable now, if nothing will ask for it later.

@@ -15,8 +15,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use virtio_driver::{
-    EventFd, QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue,
-    VirtioBlkReqBuf, VirtioBlkTransport, VirtioFeatureFlags,
+    EventFd, QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkReqBuf,
+    VirtioBlkTransport, VirtioFeatureFlags,
 };
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -54,9 +54,7 @@ pub struct Client {
 impl Client {
     /// Connects and negotiates. A daemon that is busy with another front-end answers late: the user is told.
     pub fn connect(path: &Path) -> Result<(Self, DiskInfo), String> {
-        let text = path
-            .to_str()
-            .ok_or("the path is not UTF-8, and virtio-driver needs it so")?;
+        let text = path.to_str().ok_or("the path is not UTF-8, and virtio-driver needs it so")?;
         if !path.exists() {
             return Err("no such socket; is the daemon running?".to_owned());
         }
@@ -87,10 +85,7 @@ impl Client {
             | VirtioBlkFeatureFlags::FLUSH
             | VirtioBlkFeatureFlags::MQ;
         let transport: Box<VirtioBlkTransport> =
-            Box::new(VhostUser::<VirtioBlkConfig, VirtioBlkReqBuf>::new(
-                path,
-                ring.bits() | disk.bits(),
-            )?);
+            Box::new(VhostUser::<VirtioBlkConfig, VirtioBlkReqBuf>::new(path, ring.bits() | disk.bits())?);
         let ring = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
         let disk = VirtioBlkFeatureFlags::from_bits_truncate(transport.get_features());
         if !ring.contains(VirtioFeatureFlags::VERSION_1) {
@@ -140,21 +135,18 @@ impl Client {
         let mut transport = self.lock();
         transport.map_mem_region(memory.as_ptr() as usize, bytes, fd, 0)?;
         let rings = VirtioBlkQueue::setup_queues(&mut **transport, count.into(), ring_size)?;
-        let queues = rings
-            .into_iter()
-            .enumerate()
-            .map(|(index, ring)| ClientQueue {
-                ring,
-                notifier: transport.get_submission_notifier(index),
-                called: transport.get_completion_fd(index),
-                call_nonblocking: false,
-                event_idx: self.event_idx,
-                memory: Arc::clone(&memory),
-                first_byte: index * per_queue,
-                slots,
-                block_size,
-                _connection: self.clone(),
-            });
+        let queues = rings.into_iter().enumerate().map(|(index, ring)| ClientQueue {
+            ring,
+            notifier: transport.get_submission_notifier(index),
+            called: transport.get_completion_fd(index),
+            call_nonblocking: false,
+            event_idx: self.event_idx,
+            memory: Arc::clone(&memory),
+            first_byte: index * per_queue,
+            slots,
+            block_size,
+            _connection: self.clone(),
+        });
         Ok(queues.collect())
     }
 
@@ -166,15 +158,11 @@ impl Client {
     /// The events by which the daemon tells of completions, one a queue; writing to one wakes its sleeper.
     pub fn wakers(&self, queues: u16) -> Vec<Arc<EventFd>> {
         let transport = self.lock();
-        (0..queues.into())
-            .map(|index| transport.get_completion_fd(index))
-            .collect()
+        (0..queues.into()).map(|index| transport.get_completion_fd(index)).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Box<VirtioBlkTransport>> {
-        self.transport
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.transport.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -251,13 +239,8 @@ impl ClientQueue {
             return Ok(None);
         }
         match completions.next() {
-            Some(c) => Ok(Some(Completion {
-                slot: c.context,
-                errno: -c.ret,
-            })),
-            None => Err(io::Error::other(
-                "the daemon completed a request that was not in flight",
-            )),
+            Some(c) => Ok(Some(Completion { slot: c.context, errno: -c.ret })),
+            None => Err(io::Error::other("the daemon completed a request that was not in flight")),
         }
     }
 

@@ -18,11 +18,7 @@ impl CpuTimes {
         let mut threads = HashMap::new();
         for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
             let entry = entry?;
-            let Some(tid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
+            let Some(tid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
             // A thread may end between the two calls; what it used is then in process_ns only.
@@ -35,10 +31,7 @@ impl CpuTimes {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let ticks = user_and_system_ticks(&stat)
             .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has an unknown form")))?;
-        Ok(Self {
-            threads,
-            process_ns: ticks * tick_ns(),
-        })
+        Ok(Self { threads, process_ns: ticks * tick_ns() })
     }
 
     /// The ns used since `before`.
@@ -46,17 +39,10 @@ impl CpuTimes {
     /// Threads' sum, unless the process' own count says that threads came and went in between: each of its two
     /// readings is up to two ticks off.
     pub fn since(&self, before: &Self) -> u64 {
-        let threads: u64 = self
-            .threads
-            .iter()
-            .map(|(tid, ns)| ns.saturating_sub(before.threads.get(tid).copied().unwrap_or(0)))
-            .sum();
+        let threads: u64 =
+            self.threads.iter().map(|(tid, ns)| ns.saturating_sub(before.threads.get(tid).copied().unwrap_or(0))).sum();
         let process = self.process_ns.saturating_sub(before.process_ns);
-        if process > threads + 4 * tick_ns() {
-            process
-        } else {
-            threads
-        }
+        if process > threads + 4 * tick_ns() { process } else { threads }
     }
 }
 
@@ -101,19 +87,10 @@ mod tests {
 
     #[test]
     fn threads_that_ended_are_counted_by_the_process() {
-        let before = CpuTimes {
-            threads: HashMap::from([(1, 10), (2, 50)]),
-            process_ns: 0,
-        };
-        let after = CpuTimes {
-            threads: HashMap::from([(1, 30), (3, 5)]),
-            process_ns: 100 * tick_ns(),
-        };
+        let before = CpuTimes { threads: HashMap::from([(1, 10), (2, 50)]), process_ns: 0 };
+        let after = CpuTimes { threads: HashMap::from([(1, 30), (3, 5)]), process_ns: 100 * tick_ns() };
         assert_eq!(after.since(&before), 100 * tick_ns());
-        let after = CpuTimes {
-            process_ns: tick_ns(),
-            ..after
-        };
+        let after = CpuTimes { process_ns: tick_ns(), ..after };
         assert_eq!(after.since(&before), 25);
     }
 }

@@ -18,13 +18,7 @@ pub struct Histogram {
 impl Histogram {
     /// An empty histogram; the only place where it allocates.
     pub fn new() -> Self {
-        Self {
-            counts: vec![0; bucket(VALUE_MAX) + 1],
-            count: 0,
-            sum: 0,
-            min: u64::MAX,
-            max: 0,
-        }
+        Self { counts: vec![0; bucket(VALUE_MAX) + 1], count: 0, sum: 0, min: u64::MAX, max: 0 }
     }
 
     /// Counts one duration.
@@ -117,19 +111,13 @@ mod tests {
             let found = h.percentile(share) as f64;
             assert!((found / exact - 1.0).abs() < 0.016, "{share}: {found}");
         }
-        assert_eq!(
-            (h.min(), h.max(), h.percentile(1.0), h.mean()),
-            (1, 100_000, 100_000, 50_000)
-        );
+        assert_eq!((h.min(), h.max(), h.percentile(1.0), h.mean()), (1, 100_000, 100_000, 50_000));
     }
 
     #[test]
     fn nothing_counted_is_zero() {
         let h = Histogram::new();
-        assert_eq!(
-            (h.min(), h.max(), h.mean(), h.percentile(0.99)),
-            (0, 0, 0, 0)
-        );
+        assert_eq!((h.min(), h.max(), h.mean(), h.percentile(0.99)), (0, 0, 0, 0));
     }
 
     #[test]

@@ -30,10 +30,7 @@ pub struct OptionError {
 }
 
 fn refuse<T>(option: &'static str, reason: impl Into<String>) -> Result<T, OptionError> {
-    Err(OptionError {
-        option,
-        reason: reason.into(),
-    })
+    Err(OptionError { option, reason: reason.into() })
 }
 
 /// A run.
@@ -65,16 +62,10 @@ impl Plan {
     /// Checks what needs no disk.
     pub fn new(args: &BenchArgs) -> Result<Self, OptionError> {
         let Some(rw) = args.rw else {
-            return refuse(
-                "--rw",
-                "is needed: read, write, randread, randwrite or randrw",
-            );
+            return refuse("--rw", "is needed: read, write, randread, randwrite or randrw");
         };
         if args.bs == 0 || !args.bs.is_multiple_of(512) || args.bs > BLOCK_SIZE_MAX {
-            return refuse(
-                "--bs",
-                format!("{} is not a multiple of 512 from 512 to 1G", args.bs),
-            );
+            return refuse("--bs", format!("{} is not a multiple of 512 from 512 to 1G", args.bs));
         }
         let read_percent = match args.rwmixread {
             None => 50,
@@ -83,10 +74,7 @@ impl Plan {
         };
         if args.verify && !rw.writes() {
             let name = rw.name();
-            return refuse(
-                "--verify",
-                format!("--rw {name} writes nothing to verify; use randrw"),
-            );
+            return refuse("--verify", format!("--rw {name} writes nothing to verify; use randrw"));
         }
         let requests = args.requests;
         let limited = requests.is_some();
@@ -98,11 +86,7 @@ impl Plan {
             queues: args.queues,
             ring_size: ring_size(args.iodepth, args.ring_size)?,
             runtime: args.runtime.or((!limited).then_some(RUNTIME_DEFAULT)),
-            ramp: args.ramp.unwrap_or(if limited {
-                Duration::ZERO
-            } else {
-                RAMP_DEFAULT
-            }),
+            ramp: args.ramp.unwrap_or(if limited { Duration::ZERO } else { RAMP_DEFAULT }),
             requests,
             wait: args.wait,
             verify: args.verify,
@@ -116,23 +100,14 @@ impl Plan {
     pub fn check(&self, disk: &DiskInfo) -> Result<(), OptionError> {
         if self.queues > disk.queues {
             let (asked, offered) = (self.queues, disk.queues);
-            return refuse(
-                "--queues",
-                format!("{asked}, and the disk offers {offered}"),
-            );
+            return refuse("--queues", format!("{asked}, and the disk offers {offered}"));
         }
         if !self.block_size.is_multiple_of(disk.block_size.into()) {
             let (bs, logical) = (self.block_size, disk.block_size);
-            return refuse(
-                "--bs",
-                format!("{bs} is not a multiple of the disk's block size, {logical}"),
-            );
+            return refuse("--bs", format!("{bs} is not a multiple of the disk's block size, {logical}"));
         }
         if self.rw.writes() && disk.read_only {
-            return refuse(
-                "--rw",
-                format!("{} writes, and the disk is read-only", self.rw.name()),
-            );
+            return refuse("--rw", format!("{} writes, and the disk is read-only", self.rw.name()));
         }
         if let Some(area) = self.area.filter(|&area| area > disk.size) {
             let size = disk.size;
@@ -143,9 +118,7 @@ impl Plan {
             let (bs, size, queues) = (self.block_size, disk.size, self.queues);
             return refuse(
                 "--bs",
-                format!(
-                    "{bs}: the area (of {size} bytes of disk) has no such block for each of {queues} queues"
-                ),
+                format!("{bs}: the area (of {size} bytes of disk) has no such block for each of {queues} queues"),
             );
         }
         if self.verify && blocks <= self.depth.into() {
@@ -160,10 +133,7 @@ impl Plan {
         }
         if self.verify && blocks * u64::from(self.queues) > VERIFY_BLOCKS_MAX {
             let bytes = VERIFY_BLOCKS_MAX * self.block_size;
-            return refuse(
-                "--verify",
-                format!("remembers at most {bytes} bytes: use --size"),
-            );
+            return refuse("--verify", format!("remembers at most {bytes} bytes: use --size"));
         }
         Ok(())
     }
@@ -194,10 +164,7 @@ fn ring_size(depth: u16, asked: Option<u16>) -> Result<u16, OptionError> {
     let holds = |ring: u16| ring / DESCRIPTORS_PER_REQUEST;
     if let Some(ring) = asked {
         if !ring.is_power_of_two() || ring > RING_SIZE_MAX {
-            return refuse(
-                "--ring-size",
-                format!("{ring} is not a power of two up to 32768"),
-            );
+            return refuse("--ring-size", format!("{ring} is not a power of two up to 32768"));
         }
         if depth > holds(ring) {
             let (fits, max) = (fitting_ring(depth), holds(ring));
@@ -213,20 +180,14 @@ fn ring_size(depth: u16, asked: Option<u16>) -> Result<u16, OptionError> {
     }
     if depth > holds(RING_SIZE_MAX) {
         let max = holds(RING_SIZE_MAX);
-        return refuse(
-            "--iodepth",
-            format!("{depth}, and the largest ring holds {max} requests"),
-        );
+        return refuse("--iodepth", format!("{depth}, and the largest ring holds {max} requests"));
     }
     Ok(fitting_ring(depth).max(RING_SIZE_MIN))
 }
 
 /// The smallest ring for `depth` requests, or the largest there is.
 fn fitting_ring(depth: u16) -> u16 {
-    depth
-        .checked_mul(DESCRIPTORS_PER_REQUEST)
-        .and_then(u16::checked_next_power_of_two)
-        .unwrap_or(RING_SIZE_MAX)
+    depth.checked_mul(DESCRIPTORS_PER_REQUEST).and_then(u16::checked_next_power_of_two).unwrap_or(RING_SIZE_MAX)
 }
 
 /// A seed that differs from run to run, so that old content on the disk cannot pass for new.
@@ -247,19 +208,11 @@ mod tests {
         args: BenchArgs,
     }
 
-    const DISK: DiskInfo = DiskInfo {
-        size: 1 << 20,
-        block_size: 4096,
-        read_only: false,
-        flush: true,
-        queues: 2,
-    };
+    const DISK: DiskInfo = DiskInfo { size: 1 << 20, block_size: 4096, read_only: false, flush: true, queues: 2 };
 
     /// Both checks, for options behind `--socket s`.
     fn plan(options: &str) -> Result<Plan, String> {
-        let words = ["bench", "--socket", "s"]
-            .into_iter()
-            .chain(options.split_whitespace());
+        let words = ["bench", "--socket", "s"].into_iter().chain(options.split_whitespace());
         let cli = Cli::try_parse_from(words).map_err(|e| e.to_string())?;
         let plan = Plan::new(&cli.args).map_err(|e| e.to_string())?;
         plan.check(&DISK).map_err(|e| e.to_string())?;
@@ -269,41 +222,17 @@ mod tests {
     #[test]
     fn refusals_name_the_option() {
         for (options, start) in [
-            (
-                "--rw randread --bs 100",
-                "--bs: 100 is not a multiple of 512",
-            ),
-            (
-                "--rw randread --bs 512",
-                "--bs: 512 is not a multiple of the disk's block size, 4096",
-            ),
+            ("--rw randread --bs 100", "--bs: 100 is not a multiple of 512"),
+            ("--rw randread --bs 512", "--bs: 512 is not a multiple of the disk's block size, 4096"),
             ("--rw randread --bs 2M", "--bs: 2097152: the area"),
-            (
-                "--rw randread --iodepth 86 --ring-size 256",
-                "--iodepth: 86, and a ring of 256 holds 85",
-            ),
+            ("--rw randread --iodepth 86 --ring-size 256", "--iodepth: 86, and a ring of 256 holds 85"),
             ("--rw randread --ring-size 100", "--ring-size: 100 is not"),
-            (
-                "--rw randread --iodepth 20000",
-                "--iodepth: 20000, and the largest ring",
-            ),
-            (
-                "--rw randread --queues 3",
-                "--queues: 3, and the disk offers 2",
-            ),
+            ("--rw randread --iodepth 20000", "--iodepth: 20000, and the largest ring"),
+            ("--rw randread --queues 3", "--queues: 3, and the disk offers 2"),
             ("--rw randread --rwmixread 10", "--rwmixread: only"),
-            (
-                "--rw randread --verify",
-                "--verify: --rw randread writes nothing",
-            ),
-            (
-                "--rw randwrite --verify --iodepth 256",
-                "--verify: a queue's share of 256 blocks",
-            ),
-            (
-                "--rw read --size 2M",
-                "--size: 2097152 bytes, and the disk has 1048576",
-            ),
+            ("--rw randread --verify", "--verify: --rw randread writes nothing"),
+            ("--rw randwrite --verify --iodepth 256", "--verify: a queue's share of 256 blocks"),
+            ("--rw read --size 2M", "--size: 2097152 bytes, and the disk has 1048576"),
         ] {
             let error = plan(options).expect_err(options);
             assert!(error.starts_with(start), "{options}: {error}");
@@ -314,21 +243,13 @@ mod tests {
     fn the_ring_grows_with_the_depth() {
         assert_eq!(plan("--rw randread --iodepth 85").unwrap().ring_size, 256);
         assert_eq!(plan("--rw randread --iodepth 86").unwrap().ring_size, 512);
-        assert_eq!(
-            plan("--rw randread --iodepth 1 --ring-size 4")
-                .unwrap()
-                .ring_size,
-            4
-        );
+        assert_eq!(plan("--rw randread --iodepth 1 --ring-size 4").unwrap().ring_size, 4);
     }
 
     #[test]
     fn requests_and_time_have_sensible_defaults() {
         let timed = plan("--rw read").unwrap();
-        assert_eq!(
-            (timed.runtime, timed.ramp),
-            (Some(RUNTIME_DEFAULT), RAMP_DEFAULT)
-        );
+        assert_eq!((timed.runtime, timed.ramp), (Some(RUNTIME_DEFAULT), RAMP_DEFAULT));
         let counted = plan("--rw read --requests 7 --queues 2").unwrap();
         assert_eq!((counted.runtime, counted.ramp), (None, Duration::ZERO));
         assert_eq!((counted.requests_of(0), counted.requests_of(1)), (4, 3));
@@ -338,10 +259,7 @@ mod tests {
     fn queues_share_the_disk_when_they_must() {
         let random = plan("--rw randwrite --queues 2").unwrap();
         assert_eq!(random.share(&DISK, 1), (0, 256));
-        for options in [
-            "--rw write --queues 2",
-            "--rw randrw --verify --queues 2 --iodepth 8",
-        ] {
+        for options in ["--rw write --queues 2", "--rw randrw --verify --queues 2 --iodepth 8"] {
             assert_eq!(plan(options).unwrap().share(&DISK, 1), (128, 128));
         }
     }

@@ -87,11 +87,7 @@ impl Report {
         let elapsed_ns = stats.end_ns.saturating_sub(stats.begin_ns);
         let completed = stats.completed();
         let succeeded = (stats.reads + stats.writes) as f64;
-        let iops = if elapsed_ns == 0 {
-            0.0
-        } else {
-            succeeded * 1e9 / elapsed_ns as f64
-        };
+        let iops = if elapsed_ns == 0 { 0.0 } else { succeeded * 1e9 / elapsed_ns as f64 };
         let verify = outcome.verify.as_ref();
         Self {
             socket: socket.display().to_string(),
@@ -130,9 +126,7 @@ impl Report {
             verify_blocks_written: verify.map(|v| v.blocks_written),
             verify_blocks_checked: verify.map(|v| v.blocks_checked),
             verify_mismatches: verify.map(|v| v.mismatches),
-            verify_details: verify
-                .map(|v| v.details.iter().map(ToString::to_string).collect())
-                .unwrap_or_default(),
+            verify_details: verify.map(|v| v.details.iter().map(ToString::to_string).collect()).unwrap_or_default(),
             first_error: stats.first_error.as_ref().map(|e| {
                 let cause = match e.errno {
                     libc::EIO => "VIRTIO_BLK_S_IOERR",
@@ -148,9 +142,7 @@ impl Report {
     pub fn failure(&self) -> Option<String> {
         let mismatches = self.verify_mismatches.unwrap_or(0);
         if mismatches > 0 {
-            return Some(format!(
-                "{mismatches} blocks did not contain what was written to them"
-            ));
+            return Some(format!("{mismatches} blocks did not contain what was written to them"));
         }
         (self.errors > 0).then(|| format!("{} requests failed", self.errors))
     }
@@ -188,39 +180,23 @@ impl Display for Report {
             Ns(self.latency_ns_p99_9),
             Ns(self.latency_ns_max),
         )?;
-        writeln!(
-            f,
-            "  gap       {} at most between completions of a queue",
-            Ns(self.gap_ns_max)
-        )?;
+        writeln!(f, "  gap       {} at most between completions of a queue", Ns(self.gap_ns_max))?;
         if let (Some(ns), Some(each)) = (self.daemon_cpu_ns, self.daemon_cpu_ns_per_request) {
             let cpus = ns as f64 / self.elapsed_ns.max(1) as f64;
-            writeln!(
-                f,
-                "  daemon    {each:.0} ns of CPU a request ({cpus:.2} CPUs)"
-            )?;
+            writeln!(f, "  daemon    {each:.0} ns of CPU a request ({cpus:.2} CPUs)")?;
         }
-        if let (Some(written), Some(checked), Some(bad)) = (
-            self.verify_blocks_written,
-            self.verify_blocks_checked,
-            self.verify_mismatches,
-        ) {
+        if let (Some(written), Some(checked), Some(bad)) =
+            (self.verify_blocks_written, self.verify_blocks_checked, self.verify_mismatches)
+        {
             let (written, checked) = (Thousands(written), Thousands(checked));
             let bad = Thousands(bad);
-            writeln!(
-                f,
-                "  verify    {written} blocks written, {checked} checked, {bad} mismatches"
-            )?;
+            writeln!(f, "  verify    {written} blocks written, {checked} checked, {bad} mismatches")?;
         }
         for line in self
             .first_error
             .iter()
             .map(|e| format!("first error: {e}"))
-            .chain(
-                self.verify_details
-                    .iter()
-                    .map(|m| format!("mismatch at {m}")),
-            )
+            .chain(self.verify_details.iter().map(|m| format!("mismatch at {m}")))
         {
             writeln!(f, "  {line}")?;
         }
@@ -250,11 +226,7 @@ impl Display for Bytes {
         let mut value = self.0;
         for unit in ["B", "KiB", "MiB", "GiB"] {
             if value < 1024.0 {
-                return if value.fract() == 0.0 {
-                    write!(f, "{value} {unit}")
-                } else {
-                    write!(f, "{value:.1} {unit}")
-                };
+                return if value.fract() == 0.0 { write!(f, "{value} {unit}") } else { write!(f, "{value:.1} {unit}") };
             }
             value /= 1024.0;
         }

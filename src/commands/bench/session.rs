@@ -53,46 +53,30 @@ pub fn run(
     show: bool,
 ) -> Result<Outcome, String> {
     let block_size = usize::try_from(plan.block_size).map_err(|e| e.to_string())?;
-    let queues = client
-        .start_queues(plan.queues, plan.ring_size, plan.depth, block_size)
-        .map_err(|e| {
-            let (queues, ring) = (plan.queues, plan.ring_size);
-            format!("starting {queues} queues with rings of {ring} (--ring-size): {e}")
-        })?;
+    let queues = client.start_queues(plan.queues, plan.ring_size, plan.depth, block_size).map_err(|e| {
+        let (queues, ring) = (plan.queues, plan.ring_size);
+        format!("starting {queues} queues with rings of {ring} (--ring-size): {e}")
+    })?;
     let mut random = Random::new(plan.seed);
     queues.iter().for_each(|queue| queue.fill(&mut random));
     let mut ledgers = Vec::new();
     for queue in 0..plan.queues {
         let (first, blocks) = plan.share(disk, queue);
         let blocks = usize::try_from(blocks).map_err(|e| e.to_string())?;
-        ledgers.push(
-            plan.verify
-                .then(|| Ledger::new(first, blocks, block_size, plan.seed)),
-        );
+        ledgers.push(plan.verify.then(|| Ledger::new(first, blocks, block_size, plan.seed)));
     }
 
     let shared: Vec<Arc<Shared>> = ledgers.iter().map(|_| Arc::default()).collect();
     let schedule = schedule(plan);
-    let settings = Settings {
-        depth: plan.depth,
-        block_size,
-        wait: plan.wait,
-        schedule,
-    };
-    let workers =
-        (0..)
-            .zip(queues)
-            .zip(ledgers)
-            .zip(&shared)
-            .map(|(((index, queue), ledger), shared)| {
-                let (first, blocks) = plan.share(disk, index);
-                let seed = random.next();
-                let requests = plan.requests_of(index);
-                let workload =
-                    Workload::new(plan.rw, plan.read_percent, first, blocks, requests, seed);
-                let shared = Arc::clone(shared);
-                Worker::new(queue, settings, workload, ledger, shared)
-            });
+    let settings = Settings { depth: plan.depth, block_size, wait: plan.wait, schedule };
+    let workers = (0..).zip(queues).zip(ledgers).zip(&shared).map(|(((index, queue), ledger), shared)| {
+        let (first, blocks) = plan.share(disk, index);
+        let seed = random.next();
+        let requests = plan.requests_of(index);
+        let workload = Workload::new(plan.rw, plan.read_percent, first, blocks, requests, seed);
+        let shared = Arc::clone(shared);
+        Worker::new(queue, settings, workload, ledger, shared)
+    });
     let workers: Vec<Worker> = workers.collect();
 
     let mut overseer = Overseer {
@@ -109,12 +93,7 @@ pub fn run(
     if plan.verify {
         let flush = disk.flush;
         let read_back = move |worker: &mut Worker| worker.read_back(flush);
-        workers = overseer.phase(
-            workers,
-            read_back,
-            &mut CpuWindow::new(None, schedule),
-            "reading back",
-        )?;
+        workers = overseer.phase(workers, read_back, &mut CpuWindow::new(None, schedule), "reading back")?;
     }
     Ok(gather(workers, cpu.used(), plan.verify))
 }
@@ -122,24 +101,13 @@ pub fn run(
 fn schedule(plan: &Plan) -> Schedule {
     let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     let begin_ns = ns(plan.ramp);
-    let end_ns = plan
-        .runtime
-        .map_or(u64::MAX, |runtime| begin_ns.saturating_add(ns(runtime)));
-    Schedule {
-        start: Instant::now(),
-        begin_ns,
-        end_ns,
-    }
+    let end_ns = plan.runtime.map_or(u64::MAX, |runtime| begin_ns.saturating_add(ns(runtime)));
+    Schedule { start: Instant::now(), begin_ns, end_ns }
 }
 
 fn gather(workers: Vec<Worker>, daemon_cpu_ns: Option<u64>, verify: bool) -> Outcome {
     let mut total: Option<Stats> = None;
-    let mut verified = Verified {
-        blocks_written: 0,
-        blocks_checked: 0,
-        mismatches: 0,
-        details: Vec::new(),
-    };
+    let mut verified = Verified { blocks_written: 0, blocks_checked: 0, mismatches: 0, details: Vec::new() };
     for worker in workers {
         let (stats, ledger) = worker.finish();
         match &mut total {
@@ -153,11 +121,7 @@ fn gather(workers: Vec<Worker>, daemon_cpu_ns: Option<u64>, verify: bool) -> Out
             verified.details.extend(ledger.details);
         }
     }
-    Outcome {
-        stats: total.unwrap_or_else(|| Stats::new(0)),
-        daemon_cpu_ns,
-        verify: verify.then_some(verified),
-    }
+    Outcome { stats: total.unwrap_or_else(|| Stats::new(0)), daemon_cpu_ns, verify: verify.then_some(verified) }
 }
 
 /// The daemon's CPU time at the two ends of the measured part.
@@ -170,12 +134,7 @@ struct CpuWindow {
 
 impl CpuWindow {
     fn new(pid: Option<u32>, schedule: Schedule) -> Self {
-        Self {
-            pid,
-            schedule,
-            begin: None,
-            end: None,
-        }
+        Self { pid, schedule, begin: None, end: None }
     }
 
     /// Takes the samples that are due and says how long it is until the next.
@@ -184,10 +143,7 @@ impl CpuWindow {
             return Ok(Duration::MAX);
         }
         let now = u64::try_from(self.schedule.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        for (due, slot) in [
-            (self.schedule.begin_ns, &mut self.begin),
-            (self.schedule.end_ns, &mut self.end),
-        ] {
+        for (due, slot) in [(self.schedule.begin_ns, &mut self.begin), (self.schedule.end_ns, &mut self.end)] {
             if slot.is_none() {
                 if now < due {
                     return Ok(Duration::from_nanos(due - now));
@@ -289,20 +245,14 @@ impl Overseer<'_> {
                 Ok(Event::Ended(_, Err(e))) => return Err(format!("{}: {e}", self.socket)),
                 Ok(Event::Probed(Ok(()))) => {}
                 Ok(Event::Probed(Err(e))) => {
-                    return Err(format!(
-                        "{}: the daemon closed the connection: {e}",
-                        self.socket
-                    ));
+                    return Err(format!("{}: the daemon closed the connection: {e}", self.socket));
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             let still = status.update(self.completed(), name);
             if still >= self.stall {
                 let seconds = self.stall.as_secs_f64();
-                return Err(format!(
-                    "{}: no completion for {seconds} s (--stall)",
-                    self.socket
-                ));
+                return Err(format!("{}: no completion for {seconds} s (--stall)", self.socket));
             }
             if still >= PROBE_AFTER && !probing {
                 // On a thread: the answer may never come.
@@ -316,17 +266,12 @@ impl Overseer<'_> {
     }
 
     fn completed(&self) -> u64 {
-        self.shared
-            .iter()
-            .map(|s| s.completed.load(Ordering::Relaxed))
-            .sum()
+        self.shared.iter().map(|s| s.completed.load(Ordering::Relaxed)).sum()
     }
 
     /// Tells every worker to give up, and wakes the sleepers.
     fn abort(&self) {
-        self.shared
-            .iter()
-            .for_each(|s| s.abort.store(true, Ordering::Relaxed));
+        self.shared.iter().for_each(|s| s.abort.store(true, Ordering::Relaxed));
         for waker in &self.wakers {
             // Full means that it wakes anyway.
             let _ = waker.write(1);
@@ -345,12 +290,7 @@ struct Status {
 impl Status {
     fn new(completed: u64, show: bool) -> Self {
         let now = Instant::now();
-        Self {
-            completed,
-            changed: now,
-            shown: (now, completed),
-            show,
-        }
+        Self { completed, changed: now, shown: (now, completed), show }
     }
 
     /// Notes the progress and returns how long there has been none.

@@ -62,8 +62,7 @@ impl Stats {
     pub fn request(&mut self, op: Op, offset: u64, errno: i32, latency_ns: u64) {
         if errno != 0 {
             self.errors += 1;
-            self.first_error
-                .get_or_insert(FirstError { op, offset, errno });
+            self.first_error.get_or_insert(FirstError { op, offset, errno });
             return;
         }
         match op {

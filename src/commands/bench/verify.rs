@@ -69,10 +69,7 @@ impl Ledger {
 
     /// Blocks whose content is known.
     pub fn known(&self) -> u64 {
-        self.entries
-            .iter()
-            .filter(|&&entry| entry & !BUSY != 0)
-            .count() as u64
+        self.entries.iter().filter(|&&entry| entry & !BUSY != 0).count() as u64
     }
 
     /// A read of `block` starts.
@@ -96,11 +93,7 @@ impl Ledger {
     /// A write ended. One that failed may have written anything.
     pub fn end_write(&mut self, block: u64, succeeded: bool) {
         let index = self.index(block);
-        self.entries[index] = if succeeded {
-            self.entries[index] & !BUSY
-        } else {
-            0
-        };
+        self.entries[index] = if succeeded { self.entries[index] & !BUSY } else { 0 };
     }
 
     /// A read ended; `buffer` is what it read, or `None` if it failed.
@@ -124,9 +117,7 @@ impl Ledger {
     fn compare(&self, block: u64, generation: u32, buffer: &[u8]) -> Option<Mismatch> {
         let pattern = self.pattern(block, generation);
         let words = || buffer.chunks_exact(WORD).map(word);
-        let first = words()
-            .enumerate()
-            .position(|(i, w)| w != pattern.word(i))?;
+        let first = words().enumerate().position(|(i, w)| w != pattern.word(i))?;
         let sector = first * WORD / SECTOR * SECTOR;
         let found = buffer.get(sector..sector + SECTOR).unwrap_or(buffer);
         Some(Mismatch {
@@ -138,11 +129,7 @@ impl Ledger {
     }
 
     fn pattern(&self, block: u64, generation: u32) -> Pattern {
-        Pattern {
-            offset: block * self.block_size as u64,
-            generation,
-            seed: self.seed,
-        }
+        Pattern { offset: block * self.block_size as u64, generation, seed: self.seed }
     }
 
     fn index(&self, block: u64) -> usize {
@@ -210,11 +197,7 @@ impl Found {
         if found_seed != seed {
             return Self::Foreign([offset, generation]);
         }
-        let pattern = Pattern {
-            offset,
-            generation: short_generation,
-            seed,
-        };
+        let pattern = Pattern { offset, generation: short_generation, seed };
         if words.iter().enumerate().all(|(i, &w)| w == pattern.word(i)) {
             Self::Written { offset, generation }
         } else {
@@ -228,16 +211,10 @@ impl fmt::Display for Found {
         match self {
             Self::Zeroes => write!(f, "zeroes"),
             Self::Written { offset, generation } => {
-                write!(
-                    f,
-                    "what this run wrote at offset {offset}, generation {generation}"
-                )
+                write!(f, "what this run wrote at offset {offset}, generation {generation}")
             }
             Self::Damaged { offset, generation } => {
-                write!(
-                    f,
-                    "a damaged sector of offset {offset}, generation {generation}"
-                )
+                write!(f, "a damaged sector of offset {offset}, generation {generation}")
             }
             Self::Foreign([a, b]) => write!(f, "nothing this run wrote ({a:016x} {b:016x} …)"),
         }
@@ -284,10 +261,7 @@ mod tests {
         let before = ledger.details.len();
         ledger.begin_read(block);
         ledger.end_read(block, Some(buffer));
-        ledger
-            .details
-            .get(before)
-            .map(|m| (m.offset, m.found.clone()))
+        ledger.details.get(before).map(|m| (m.offset, m.found.clone()))
     }
 
     #[test]
@@ -300,39 +274,21 @@ mod tests {
 
         let at = 9 * BLOCK as u64;
         // The first word of a lost write is right: it is the offset.
-        let lost = Found::Written {
-            offset: at,
-            generation: 1,
-        };
+        let lost = Found::Written { offset: at, generation: 1 };
         assert_eq!(found(&mut ledger, 9, &old), Some((at + 8, lost)));
-        let misplaced = Found::Written {
-            offset: at + 4096,
-            generation: 2,
-        };
+        let misplaced = Found::Written { offset: at + 4096, generation: 2 };
         assert_eq!(found(&mut ledger, 9, &other), Some((at, misplaced)));
-        assert_eq!(
-            found(&mut ledger, 9, &[0; BLOCK]),
-            Some((at, Found::Zeroes))
-        );
-        assert_eq!(
-            found(&mut ledger, 9, &[0xff; BLOCK]),
-            Some((at, Found::Foreign([u64::MAX; 2])))
-        );
+        assert_eq!(found(&mut ledger, 9, &[0; BLOCK]), Some((at, Found::Zeroes)));
+        assert_eq!(found(&mut ledger, 9, &[0xff; BLOCK]), Some((at, Found::Foreign([u64::MAX; 2]))));
 
         let mut torn = new.clone();
         torn[512..1024].copy_from_slice(&old[512..1024]);
-        let torn_sector = Found::Written {
-            offset: at + 512,
-            generation: 1,
-        };
+        let torn_sector = Found::Written { offset: at + 512, generation: 1 };
         assert_eq!(found(&mut ledger, 9, &torn), Some((at + 520, torn_sector)));
 
         let mut flipped = new;
         flipped[1000] ^= 1;
-        let damaged = Found::Damaged {
-            offset: at + 512,
-            generation: 3,
-        };
+        let damaged = Found::Damaged { offset: at + 512, generation: 3 };
         assert_eq!(found(&mut ledger, 9, &flipped), Some((at + 1000, damaged)));
         assert_eq!((ledger.checked, ledger.mismatches), (7, 6));
     }

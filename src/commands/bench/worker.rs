@@ -119,11 +119,7 @@ impl Worker {
         ledger: Option<Ledger>,
         shared: Arc<Shared>,
     ) -> Self {
-        let idle = Request {
-            op: Op::Read,
-            block: 0,
-            submitted_ns: 0,
-        };
+        let idle = Request { op: Op::Read, block: 0, submitted_ns: 0 };
         Self {
             queue,
             settings,
@@ -211,12 +207,7 @@ impl Worker {
     }
 
     /// Submits the source's next request in a free slot; whether there was one.
-    fn issue(
-        &mut self,
-        source: &mut impl Source,
-        slot: u16,
-        now: u64,
-    ) -> Result<bool, WorkerError> {
+    fn issue(&mut self, source: &mut impl Source, slot: u16, now: u64) -> Result<bool, WorkerError> {
         let Some((op, block)) = source.next(self.ledger.as_ref()) else {
             return Ok(false);
         };
@@ -229,30 +220,20 @@ impl Worker {
                 }
             }
         }
-        self.queue
-            .submit(op, block * self.settings.block_size as u64, slot)?;
-        self.requests[usize::from(slot)] = Request {
-            op,
-            block,
-            submitted_ns: now,
-        };
+        self.queue.submit(op, block * self.settings.block_size as u64, slot)?;
+        self.requests[usize::from(slot)] = Request { op, block, submitted_ns: now };
         self.in_flight += 1;
         Ok(true)
     }
 
     /// Accounts for a request that came back.
     fn complete(&mut self, completion: Completion, now: u64, counted: bool) {
-        let Request {
-            op,
-            block,
-            submitted_ns,
-        } = self.requests[usize::from(completion.slot)];
+        let Request { op, block, submitted_ns } = self.requests[usize::from(completion.slot)];
         self.in_flight -= 1;
         // A failed read-back counts as an error, though nothing else of that phase does.
         if counted || completion.errno != 0 {
             let offset = block * self.settings.block_size as u64;
-            self.stats
-                .request(op, offset, completion.errno, now - submitted_ns);
+            self.stats.request(op, offset, completion.errno, now - submitted_ns);
         }
         if let Some(ledger) = &mut self.ledger {
             let succeeded = completion.errno == 0;
@@ -260,9 +241,7 @@ impl Worker {
                 Op::Write => ledger.end_write(block, succeeded),
                 Op::Read => {
                     if succeeded {
-                        self.queue
-                            .buffer(completion.slot)
-                            .copy_to(&mut self.scratch);
+                        self.queue.buffer(completion.slot).copy_to(&mut self.scratch);
                     }
                     ledger.end_read(block, succeeded.then_some(&self.scratch));
                 }

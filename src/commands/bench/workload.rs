@@ -73,14 +73,7 @@ pub struct Workload {
 
 impl Workload {
     /// `blocks` from `first_block` on, at most `requests` times; the same seed gives the same order.
-    pub fn new(
-        rw: Access,
-        read_percent: u8,
-        first_block: u64,
-        blocks: u64,
-        requests: u64,
-        seed: u64,
-    ) -> Self {
+    pub fn new(rw: Access, read_percent: u8, first_block: u64, blocks: u64, requests: u64, seed: u64) -> Self {
         let percent = match rw {
             Access::Read | Access::RandRead => 100,
             Access::Write | Access::RandWrite => 0,
@@ -102,16 +95,8 @@ impl Source for Workload {
     fn next(&mut self, ledger: Option<&Ledger>) -> Option<(Op, u64)> {
         self.left = self.left.checked_sub(1)?;
         let draw = self.random.next();
-        let op = if draw >> 32 < self.read_threshold {
-            Op::Read
-        } else {
-            Op::Write
-        };
-        let mut block = if self.rw.random() {
-            self.random.below(self.blocks)
-        } else {
-            self.next
-        };
+        let op = if draw >> 32 < self.read_threshold { Op::Read } else { Op::Write };
+        let mut block = if self.rw.random() { self.random.below(self.blocks) } else { self.next };
         if let Some(ledger) = ledger {
             // Two requests on one block at once would leave its content to chance. A queue's share has more
             // blocks than requests in flight, so this ends.
@@ -179,9 +164,7 @@ mod tests {
     #[test]
     fn sequential_wraps_within_its_share() {
         let mut w = Workload::new(Access::Read, 0, 10, 3, 5, 1);
-        let blocks: Vec<_> = std::iter::from_fn(|| w.next(None))
-            .map(|(_, b)| b)
-            .collect();
+        let blocks: Vec<_> = std::iter::from_fn(|| w.next(None)).map(|(_, b)| b).collect();
         assert_eq!(blocks, [10, 11, 12, 10, 11]);
     }
 
@@ -200,9 +183,7 @@ mod tests {
     fn the_seed_decides_the_order() {
         let order = |seed| {
             let mut w = Workload::new(Access::RandRead, 0, 0, 1 << 30, 100, seed);
-            std::iter::from_fn(move || w.next(None))
-                .map(|(_, b)| b)
-                .collect::<Vec<_>>()
+            std::iter::from_fn(move || w.next(None)).map(|(_, b)| b).collect::<Vec<_>>()
         };
         assert_eq!(order(1), order(1));
         assert_ne!(order(1), order(2));
