@@ -1,0 +1,9 @@
+//! Tests of the whole daemon from outside, over its socket. One binary, so that it is linked once.
+
+#[allow(dead_code)]
+mod backend;
+// Until the tests of rings and messages use all of it.
+#[allow(dead_code)]
+mod frontend;
+#[allow(dead_code)]
+mod image;
