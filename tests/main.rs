@@ -5,5 +5,8 @@ mod backend;
 // Until the tests of rings and messages use all of it.
 #[allow(dead_code)]
 mod frontend;
-#[allow(dead_code)]
 mod image;
+
+mod differential;
+mod framings;
+mod requests;
