@@ -7,6 +7,10 @@ mod backend;
 mod frontend;
 mod image;
 
+mod config_space;
 mod differential;
+mod features;
 mod framings;
+mod memory_regions;
 mod requests;
+mod write_cache;
