@@ -39,14 +39,11 @@ make_guest() {
     cp "$TRIXIE"/boot/vmlinuz-* "$new/vmlinuz"
     cp "$TRIXIE/usr/bin/busybox" "$fs/usr/bin/"
     for program in $(in_trixie busybox --list); do
-        ln -s busybox "$fs/usr/bin/$program" 2>/dev/null || true
+        [[ -e $fs/usr/bin/$program ]] || ln -s busybox "$fs/usr/bin/$program"
     done
-    # busybox's own lack what the tests need (-z, ext4).
     for program in bin/fio sbin/mke2fs sbin/blkdiscard; do
-        cp --remove-destination "$TRIXIE/usr/$program" "$fs/usr/$program"
-        rm -f "$fs/usr/bin/$(basename "$program")"
-        cp --remove-destination "$TRIXIE/usr/$program" "$fs/usr/$program"
-        trixie_command "$(basename "$program")"
+        cp "$TRIXIE/usr/$program" "$fs/usr/$program"
+        trixie_command "${program#*/}"
         # Each library at its own place: some find others by a path built in.
         for file in $("${COMMAND[@]:0:${#COMMAND[@]}-1}" --list "$TRIXIE/usr/$program" | grep -o "$TRIXIE/[^ ]*"); do
             file=usr/${file#"$TRIXIE"/*/}
@@ -56,7 +53,6 @@ make_guest() {
     done
     cp -L "$TRIXIE/usr/lib64/ld-linux-x86-64.so.2" "$fs/usr/lib64/"
     cp "$TRIXIE/etc/mke2fs.conf" "$fs/etc/"
-    ln -s ../sbin/mke2fs "$fs/usr/bin/mkfs.ext4" 2>/dev/null || true
     for module in virtio_blk; do
         find "$TRIXIE/usr/lib/modules" -name "$module.ko*" -exec cp {} "$fs/lib/modules/" \;
         [[ ! -f $fs/lib/modules/$module.ko.xz ]] || in_trixie busybox unxz "$fs/lib/modules/$module.ko.xz"

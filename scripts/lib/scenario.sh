@@ -25,6 +25,14 @@ begin_scenario() {
     # Images are large; what is left for a look after a failure is worth it.
     at_exit "drop_images"
     provide_guest
+    # A command that fails without a word gets one.
+    set -E
+    trap 'scenario_stumbled "$BASH_COMMAND" "${BASH_SOURCE[0]##*/}:$LINENO"' ERR
+}
+
+scenario_stumbled() {
+    trap - ERR
+    say "${RED}failed:${PLAIN} $2: $1"
 }
 
 drop_images() { [[ ${SCENARIO_FAILED:-yes} == yes ]] || rm -f "$WORK"/*.raw; }
