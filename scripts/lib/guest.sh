@@ -163,7 +163,7 @@ start_guest() {
     GUEST_CONSOLE_PID=''
     if [[ $quiet == no ]]; then
         # Progress: what the guest says, as it says it.
-        tail -n +1 -f --pid="$GUEST_PID" "$GUEST_LOG" 2>/dev/null | sed -u -n 's/\r$//; s/^guest: /    guest: /p' >&2 &
+        tail -n +1 -s 0.1 -f --pid="$GUEST_PID" "$GUEST_LOG" 2>/dev/null | sed -u -n 's/\r$//; s/^guest: /    guest: /p' >&2 &
         GUEST_CONSOLE_PID=$!
     fi
     if [[ $with_qmp == yes ]]; then

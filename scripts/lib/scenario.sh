@@ -32,6 +32,7 @@ begin_scenario() {
 
 scenario_stumbled() {
     trap - ERR
+    [[ $1 != exit* ]] || return 0
     say "${RED}failed:${PLAIN} $2: $1"
 }
 
