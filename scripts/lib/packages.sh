@@ -30,11 +30,17 @@ install_missing() {
         as_root=(sudo)
     fi
     step "installing ${MISSING_PACKAGES[*]}"
+    local log
+    mkdir -p "$TARGET"
+    log=$TARGET/apt-install.log
     apt_install() {
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${MISSING_PACKAGES[@]}" </dev/null >&2
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${MISSING_PACKAGES[@]}"
     }
     # The lists may be missing or too old on a new machine.
-    apt_install || { "${as_root[@]}" apt-get update </dev/null >&2 && apt_install; } || die "apt-get could not install: ${MISSING_PACKAGES[*]}"
+    { apt_install || { "${as_root[@]}" apt-get -q update && apt_install; }; } >"$log" 2>&1 </dev/null || {
+        tail -n 15 "$log" >&2
+        die "apt-get could not install ${MISSING_PACKAGES[*]}; the whole log is $log"
+    }
     MISSING_PACKAGES=() MISSING_REASONS=()
 }
 
