@@ -29,6 +29,14 @@ fn main() -> ExitCode {
                 }
             }
         }
+        #[cfg(feature = "bench")]
+        Ok(Invocation::Bench(args)) => match commands::bench::run(args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("blockport: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Ok(Invocation::Print(text)) => match std::io::stdout().write_all(text.as_bytes()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,

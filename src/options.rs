@@ -91,6 +91,9 @@ pub struct Cli {
 pub enum Invocation {
     /// Run the daemon.
     Start(Config),
+    /// Run the load generator.
+    #[cfg(feature = "bench")]
+    Bench(commands::bench::BenchArgs),
     /// Print a text to standard output and exit with 0.
     Print(String),
 }

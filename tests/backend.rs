@@ -45,11 +45,7 @@ impl Program {
 
     /// Whether it can be run here.
     pub fn is_there(self) -> bool {
-        let version = Command::new(self.path())
-            .arg("--version")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        let version = Command::new(self.path()).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         version.is_ok()
     }
 }
@@ -88,19 +84,13 @@ impl Setup {
 
     /// A disk that answers at once and holds nothing.
     pub fn null(size: u64) -> Self {
-        Self::new(
-            "d0",
-            &[&format!(
-                "driver=null-co,node-name=d0,read-zeroes=on,size={size}"
-            )],
-        )
+        Self::new("d0", &[&format!("driver=null-co,node-name=d0,read-zeroes=on,size={size}")])
     }
 
     /// The same, every request taking `latency`.
     pub fn slow(latency: Duration) -> Self {
         let latency = latency.as_nanos();
-        let node =
-            format!("driver=null-co,node-name=d0,read-zeroes=on,size=1M,latency-ns={latency}");
+        let node = format!("driver=null-co,node-name=d0,read-zeroes=on,size=1M,latency-ns={latency}");
         Self::new("d0", &[&node])
     }
 
@@ -112,18 +102,14 @@ impl Setup {
     /// A raw image with further options for its node, each with a comma before it.
     pub fn file_with(path: &Path, options: &str) -> Self {
         let path = path.display();
-        let node = format!(
-            "driver=raw,node-name=d0,discard=unmap,file.driver=file,file.filename={path}{options}"
-        );
+        let node = format!("driver=raw,node-name=d0,discard=unmap,file.driver=file,file.filename={path}{options}");
         Self::new("d0", &[&node])
     }
 
     /// blkdebug with its rules over a raw image.
     pub fn faulty(path: &Path, rules: &str) -> Self {
         let mut setup = Self::file(path);
-        setup
-            .blockdevs
-            .push(format!("driver=blkdebug,node-name=b0,image=d0,{rules}"));
+        setup.blockdevs.push(format!("driver=blkdebug,node-name=b0,image=d0,{rules}"));
         setup.node = "b0".to_string();
         setup
     }
@@ -160,26 +146,16 @@ impl Setup {
 
     /// Serves at this path instead of in a directory of its own.
     pub fn at(self, socket: &Path) -> Self {
-        Self {
-            socket: Some(socket.to_path_buf()),
-            ..self
-        }
+        Self { socket: Some(socket.to_path_buf()), ..self }
     }
 
     /// Runs the program by another, which must replace itself with it.
     pub fn under(self, wrapper: &[&str]) -> Self {
-        Self {
-            wrapper: wrapper.iter().map(ToString::to_string).collect(),
-            ..self
-        }
+        Self { wrapper: wrapper.iter().map(ToString::to_string).collect(), ..self }
     }
 
     fn command(&self, socket: &Path) -> Command {
-        let mut words = self
-            .wrapper
-            .iter()
-            .map(String::as_str)
-            .chain([self.program.path()]);
+        let mut words = self.wrapper.iter().map(String::as_str).chain([self.program.path()]);
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words);
         for iothread in 0..self.iothreads {
@@ -190,22 +166,14 @@ impl Setup {
         }
         let threads = match self.iothreads {
             1 => "iothread=t0".to_string(),
-            count => (0..count)
-                .map(|i| format!("iothreads.{i}=t{i}"))
-                .collect::<Vec<_>>()
-                .join(","),
+            count => (0..count).map(|i| format!("iothreads.{i}=t{i}")).collect::<Vec<_>>().join(","),
         };
         let (node, export, socket) = (&self.node, &self.export, socket.display());
         command.args([
             "--export",
-            &format!(
-                "type=vhost-user-blk,id=e0,node-name={node},addr.type=unix,addr.path={socket},{export},{threads}"
-            ),
+            &format!("type=vhost-user-blk,id=e0,node-name={node},addr.type=unix,addr.path={socket},{export},{threads}"),
         ]);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }
 
@@ -214,24 +182,15 @@ impl Setup {
     pub fn start(&self) -> Backend {
         match self.try_start() {
             Ok(backend) => backend,
-            Err((status, stderr)) => panic!(
-                "{:?} ended with {status} instead of serving:\n{stderr}",
-                self.program
-            ),
+            Err((status, stderr)) => panic!("{:?} ended with {status} instead of serving:\n{stderr}", self.program),
         }
     }
 
     /// Starts it and waits until it listens, or gives its exit status and what it said.
     #[track_caller]
     pub fn try_start(&self) -> Result<Backend, (ExitStatus, String)> {
-        let dir = tempfile::Builder::new()
-            .prefix("blockport-")
-            .tempdir()
-            .expect("a directory for a socket");
-        let socket = self
-            .socket
-            .clone()
-            .unwrap_or_else(|| dir.path().join("sock"));
+        let dir = tempfile::Builder::new().prefix("blockport-").tempdir().expect("a directory for a socket");
+        let socket = self.socket.clone().unwrap_or_else(|| dir.path().join("sock"));
         let mut child = self.command(&socket).spawn().unwrap_or_else(|error| {
             panic!("{:?}: {error}", self.program);
         });
@@ -242,28 +201,14 @@ impl Setup {
             let (mut pipe, stderr) = (child.stderr.take().expect("a pipe"), Arc::clone(&stderr));
             std::thread::spawn(move || collect(&mut pipe, &stderr))
         };
-        let mut backend = Backend {
-            child,
-            pid,
-            ended,
-            stderr,
-            reader: Some(reader),
-            over: false,
-            socket,
-            _dir: dir,
-        };
+        let mut backend = Backend { child, pid, ended, stderr, reader: Some(reader), over: false, socket, _dir: dir };
         let end = Instant::now() + DEADLINE;
         while !backend.listens() {
             if wait::readable(&backend.ended, Duration::from_millis(2)) {
                 let status = backend.reap();
                 return Err((status, backend.said()));
             }
-            assert!(
-                Instant::now() < end,
-                "{:?} does not listen:\n{}",
-                self.program,
-                backend.said()
-            );
+            assert!(Instant::now() < end, "{:?} does not listen:\n{}", self.program, backend.said());
         }
         Ok(backend)
     }
@@ -272,9 +217,7 @@ impl Setup {
 fn collect(pipe: &mut impl Read, into: &Mutex<String>) {
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-        into.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_str(&String::from_utf8_lossy(&buffer[..count]));
+        into.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
 }
 
@@ -310,10 +253,7 @@ impl Backend {
 
     /// What it said on stderr so far.
     pub fn said(&self) -> String {
-        self.stderr
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn is_running(&self) -> bool {
@@ -327,9 +267,7 @@ impl Backend {
 
     /// How many descriptors it has open.
     pub fn open_fds(&self) -> usize {
-        std::fs::read_dir(self.proc("fd"))
-            .expect("the descriptors of a running process")
-            .count()
+        std::fs::read_dir(self.proc("fd")).expect("the descriptors of a running process").count()
     }
 
     /// True when its socket listens, seen from outside: a connection made to find out would be its first front-end.
@@ -348,11 +286,7 @@ impl Backend {
         };
         fds.flatten()
             .filter_map(|fd| std::fs::read_link(fd.path()).ok())
-            .any(|link| {
-                inodes
-                    .iter()
-                    .any(|inode| link.as_os_str() == inode.as_str())
-            })
+            .any(|link| inodes.iter().any(|inode| link.as_os_str() == inode.as_str()))
     }
 
     /// Ends it with SIGKILL, leaving everything as it is.
@@ -371,17 +305,10 @@ impl Backend {
     fn terminate(&mut self) -> String {
         if !self.is_running() {
             let status = self.reap();
-            panic!(
-                "it ended with {status} before it was told to:\n{}",
-                self.said()
-            );
+            panic!("it ended with {status} before it was told to:\n{}", self.said());
         }
         kill_process(self.pid, Signal::TERM).expect("SIGTERM");
-        assert!(
-            wait::readable(&self.ended, DEADLINE),
-            "it does not stop within {DEADLINE:?}:\n{}",
-            self.said()
-        );
+        assert!(wait::readable(&self.ended, DEADLINE), "it does not stop within {DEADLINE:?}:\n{}", self.said());
         let status = self.reap();
         assert!(status.success(), "it ended with {status}:\n{}", self.said());
         self.said()
@@ -405,10 +332,7 @@ impl Drop for Backend {
                 let _ = self.child.kill();
                 self.reap()
             });
-            eprintln!(
-                "the back-end ended with {status:?} and said:\n{}",
-                self.said()
-            );
+            eprintln!("the back-end ended with {status:?} and said:\n{}", self.said());
         } else if !self.over {
             self.terminate();
         }

@@ -48,11 +48,7 @@ fn the_logical_block_size_is_the_export_s() {
 fn a_physical_block_is_no_smaller_than_a_logical_one() {
     let image = Image::empty(1 << 20);
     let config = config_of(&Setup::file(image.path()));
-    assert!(
-        config.physical_block_exp() <= 8,
-        "2^{} logical blocks",
-        config.physical_block_exp()
-    );
+    assert!(config.physical_block_exp() <= 8, "2^{} logical blocks", config.physical_block_exp());
 }
 
 #[test]
@@ -67,10 +63,7 @@ fn size_max_is_left_alone() {
 
 #[test]
 fn the_number_of_queues_is_the_export_s() {
-    assert_eq!(
-        config_of(&Setup::null(1 << 20).export("num-queues=7")).num_queues(),
-        7
-    );
+    assert_eq!(config_of(&Setup::null(1 << 20).export("num-queues=7")).num_queues(), 7);
 }
 
 #[test]
@@ -93,13 +86,7 @@ fn limits_of_discard_and_write_zeroes_allow_several_segments() {
 #[test]
 fn fields_of_features_that_are_not_offered_are_zero() {
     let config = config_of(&Setup::null(1 << 20));
-    assert!(
-        config
-            .secure_erase_and_zoned()
-            .iter()
-            .all(|&byte| byte == 0),
-        "{config:?}"
-    );
+    assert!(config.secure_erase_and_zoned().iter().all(|&byte| byte == 0), "{config:?}");
 }
 
 #[test]
@@ -114,11 +101,7 @@ fn any_part_of_the_config_space_can_be_read() {
                 continue;
             }
             let part = device.session.get_config(offset, size);
-            assert_eq!(
-                part,
-                whole[offset as usize..end as usize],
-                "{size} bytes at {offset}"
-            );
+            assert_eq!(part, whole[offset as usize..end as usize], "{size} bytes at {offset}");
         }
     }
 }
@@ -143,10 +126,7 @@ fn a_range_outside_the_config_space_is_refused_with_an_empty_reply() {
         // As an old cloud-hypervisor asked.
         (0x100, CONFIG_SIZE),
     ] {
-        assert!(
-            device.session.get_config(offset, size).is_empty(),
-            "{size} bytes at {offset}"
-        );
+        assert!(device.session.get_config(offset, size).is_empty(), "{size} bytes at {offset}");
     }
     assert!(device.session.alive());
 }

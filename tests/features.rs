@@ -39,11 +39,7 @@ fn a_writable_export_offers_exactly_what_it_serves() {
     let image = Image::empty(1 << 20);
     let backend = Setup::file(image.path()).start();
     let expected = ALWAYS | feature::DISCARD | feature::WRITE_ZEROES;
-    assert_eq!(
-        session(&backend).get_features(),
-        expected,
-        "{expected:#x} expected"
-    );
+    assert_eq!(session(&backend).get_features(), expected, "{expected:#x} expected");
 }
 
 #[test]
@@ -51,11 +47,7 @@ fn a_read_only_export_says_so_and_offers_nothing_that_writes() {
     let image = Image::empty(1 << 20);
     let backend = Setup::file(image.path()).read_only().start();
     let expected = ALWAYS | feature::RO;
-    assert_eq!(
-        session(&backend).get_features(),
-        expected,
-        "{expected:#x} expected"
-    );
+    assert_eq!(session(&backend).get_features(), expected, "{expected:#x} expected");
 }
 
 #[test]
@@ -87,11 +79,7 @@ fn the_protocol_features_that_are_served_are_offered() {
         | protocol::CONFIG
         | protocol::RESET_DEVICE
         | protocol::CONFIGURE_MEM_SLOTS;
-    assert_eq!(
-        offered & !protocol::BACKEND_SEND_FD,
-        served,
-        "{offered:#x} offered, {served:#x} expected"
-    );
+    assert_eq!(offered & !protocol::BACKEND_SEND_FD, served, "{offered:#x} offered, {served:#x} expected");
 }
 
 #[test]
@@ -105,10 +93,8 @@ fn protocol_features_that_would_break_front_ends_are_never_offered() {
 #[test]
 fn protocol_features_that_do_not_work_yet_are_not_offered() {
     let offered = session(&Setup::null(1 << 20).start()).get_protocol_features();
-    let later = protocol::LOG_SHMFD
-        | protocol::INFLIGHT_SHMFD
-        | protocol::DEVICE_STATE
-        | protocol::GET_VRING_BASE_INFLIGHT;
+    let later =
+        protocol::LOG_SHMFD | protocol::INFLIGHT_SHMFD | protocol::DEVICE_STATE | protocol::GET_VRING_BASE_INFLIGHT;
     assert_eq!(offered & later, 0, "{offered:#x} offered");
 }
 
@@ -119,11 +105,7 @@ fn a_reconnect_is_offered_what_the_first_connection_was() {
         let mut session = session(&backend);
         let offered = (session.get_features(), session.get_protocol_features());
         session.set_protocol_features(offered.1).accepted();
-        (
-            offered,
-            session.get_queue_num(),
-            session.get_max_mem_slots(),
-        )
+        (offered, session.get_queue_num(), session.get_max_mem_slots())
     };
     let first = offers();
     assert_eq!(offers(), first);
@@ -133,16 +115,8 @@ fn a_reconnect_is_offered_what_the_first_connection_was() {
 fn features_that_were_not_offered_are_refused() {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&Profile::unstarted());
-    for extra in [
-        feature::RING_PACKED,
-        feature::RING_RESET,
-        feature::SIZE_MAX,
-        1 << 60,
-    ] {
-        device
-            .session
-            .set_features(device.offered | extra)
-            .refused();
+    for extra in [feature::RING_PACKED, feature::RING_RESET, feature::SIZE_MAX, 1 << 60] {
+        device.session.set_features(device.offered | extra).refused();
     }
     assert!(device.session.alive());
 }
@@ -151,16 +125,10 @@ fn features_that_were_not_offered_are_refused() {
 fn a_front_end_without_version_1_is_refused_and_the_log_says_why() {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&Profile::unstarted());
-    device
-        .session
-        .set_features(device.offered & !feature::VERSION_1)
-        .refused();
+    device.session.set_features(device.offered & !feature::VERSION_1).refused();
     drop(device);
     let said = backend.stop();
-    assert!(
-        said.contains("VERSION_1"),
-        "the log says nothing of it:\n{said}"
-    );
+    assert!(said.contains("VERSION_1"), "the log says nothing of it:\n{said}");
 }
 
 #[test]
@@ -168,10 +136,7 @@ fn protocol_features_that_were_not_offered_are_refused() {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&Profile::unstarted());
     let agreed = device.session.protocol_features;
-    device
-        .session
-        .set_protocol_features(agreed | protocol::INBAND_NOTIFICATIONS)
-        .refused();
+    device.session.set_protocol_features(agreed | protocol::INBAND_NOTIFICATIONS).refused();
     assert!(device.session.alive());
 }
 
@@ -185,10 +150,7 @@ fn the_number_of_queues_is_told() {
 #[test]
 fn at_least_509_memory_slots_are_offered() {
     let backend = Setup::null(1 << 20).start();
-    let slots = backend
-        .device(&Profile::unstarted())
-        .session
-        .get_max_mem_slots();
+    let slots = backend.device(&Profile::unstarted()).session.get_max_mem_slots();
     assert!(slots >= 509, "{slots} slots");
 }
 
@@ -219,19 +181,13 @@ fn a_front_end_without_protocol_features_is_served() {
 
 #[test]
 fn memory_told_slot_by_slot_at_addresses_of_its_own_is_served() {
-    serves(&Profile {
-        memory_by: MemoryBy::Slots,
-        ..Profile::qemu()
-    });
+    serves(&Profile { memory_by: MemoryBy::Slots, ..Profile::qemu() });
 }
 
 #[test]
 fn a_guest_that_takes_no_optional_feature_is_served() {
     let needed = feature::VERSION_1 | feature::PROTOCOL_FEATURES;
-    serves(&Profile {
-        features: needed,
-        ..Profile::qemu()
-    });
+    serves(&Profile { features: needed, ..Profile::qemu() });
 }
 
 #[test]
@@ -239,10 +195,7 @@ fn a_back_end_channel_may_be_replaced() {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&Profile::qemu());
     let (theirs, _ours) = std::os::unix::net::UnixStream::pair().expect("a socket pair");
-    device
-        .session
-        .set_backend_req_fd(std::os::fd::AsFd::as_fd(&theirs))
-        .accepted();
+    device.session.set_backend_req_fd(std::os::fd::AsFd::as_fd(&theirs)).accepted();
     device.queue().works();
 }
 

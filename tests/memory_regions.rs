@@ -22,10 +22,7 @@ fn elsewhere(number: u64, size: u64) -> Placement {
 }
 
 fn slots() -> Profile {
-    Profile {
-        memory_by: MemoryBy::Slots,
-        ..Profile::qemu()
-    }
+    Profile { memory_by: MemoryBy::Slots, ..Profile::qemu() }
 }
 
 /// Starts a read of a sector into a buffer at `guest`; returns where the status will be.
@@ -34,21 +31,9 @@ fn start_read_into(queue: &mut Queue, guest: u64) -> u64 {
     let status = queue.arena.cut(1, 1, 0);
     queue.memory.write(header, &[0; 16]);
     let buffers = [
-        Buffer {
-            addr: header,
-            len: 16,
-            writable: false,
-        },
-        Buffer {
-            addr: guest,
-            len: 512,
-            writable: true,
-        },
-        Buffer {
-            addr: status,
-            len: 1,
-            writable: true,
-        },
+        Buffer { addr: header, len: 16, writable: false },
+        Buffer { addr: guest, len: 512, writable: true },
+        Buffer { addr: status, len: 1, writable: true },
     ];
     queue.submit(&buffers, Table::Direct);
     status
@@ -83,64 +68,39 @@ fn region_is_refused(placement: Placement) {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&slots());
     let file = Region::new(elsewhere(0, 1 << 20));
-    device
-        .session
-        .add_mem_reg_raw(&placement, file.as_fd())
-        .refused();
+    device.session.add_mem_reg_raw(&placement, file.as_fd()).refused();
     device.queue().works();
 }
 
 #[test]
 fn a_table_with_overlapping_guest_addresses_is_refused() {
     let (one, two) = (elsewhere(0, 1 << 20), elsewhere(1, 1 << 20));
-    table_is_refused(&[
-        one,
-        Placement {
-            guest: one.guest + one.size - PAGE,
-            ..two
-        },
-    ]);
+    table_is_refused(&[one, Placement { guest: one.guest + one.size - PAGE, ..two }]);
 }
 
 #[test]
 fn a_table_longer_than_its_file_is_refused() {
-    table_is_refused(&[Placement {
-        size: (1 << 20) + PAGE,
-        ..elsewhere(0, 0)
-    }]);
+    table_is_refused(&[Placement { size: (1 << 20) + PAGE, ..elsewhere(0, 0) }]);
 }
 
 #[test]
 fn a_table_that_starts_past_the_end_of_its_file_is_refused() {
-    table_is_refused(&[Placement {
-        file_offset: 1 << 20,
-        ..elsewhere(0, PAGE)
-    }]);
+    table_is_refused(&[Placement { file_offset: 1 << 20, ..elsewhere(0, PAGE) }]);
 }
 
 #[test]
 fn a_region_that_overlaps_another_is_refused() {
-    region_is_refused(Placement {
-        guest: USUAL[2].guest + USUAL[2].size - PAGE,
-        ..elsewhere(0, 1 << 20)
-    });
+    region_is_refused(Placement { guest: USUAL[2].guest + USUAL[2].size - PAGE, ..elsewhere(0, 1 << 20) });
 }
 
 #[test]
 fn a_region_inside_another_is_refused() {
-    region_is_refused(Placement {
-        guest: USUAL[2].guest + PAGE,
-        ..elsewhere(0, PAGE)
-    });
+    region_is_refused(Placement { guest: USUAL[2].guest + PAGE, ..elsewhere(0, PAGE) });
 }
 
 #[test]
 fn a_region_around_another_is_refused() {
-    let around = Placement {
-        guest: USUAL[0].guest - PAGE,
-        size: USUAL[0].size + 2 * PAGE,
-        ..elsewhere(0, 0)
-    };
+    let around = Placement { guest: USUAL[0].guest - PAGE, size: USUAL[0].size + 2 * PAGE, ..elsewhere(0, 0) };
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&slots());
     let file = Region::new(Placement { ..around });
@@ -155,10 +115,7 @@ fn a_region_longer_than_its_file_is_refused() {
 
 #[test]
 fn a_region_that_starts_past_the_end_of_its_file_is_refused() {
-    region_is_refused(Placement {
-        file_offset: 2 << 20,
-        ..elsewhere(0, PAGE)
-    });
+    region_is_refused(Placement { file_offset: 2 << 20, ..elsewhere(0, PAGE) });
 }
 
 #[test]
@@ -170,34 +127,19 @@ fn a_region_of_absurd_size_is_refused() {
 fn regions_that_wrap_or_are_empty_are_not_accepted() {
     // Some of these are refused while the message is parsed, which ends the connection.
     for placement in [
-        Placement {
-            guest: u64::MAX - PAGE + 1,
-            ..elsewhere(0, 2 * PAGE)
-        },
-        Placement {
-            user: u64::MAX - PAGE + 1,
-            ..elsewhere(0, 2 * PAGE)
-        },
-        Placement {
-            file_offset: u64::MAX - PAGE + 1,
-            ..elsewhere(0, 2 * PAGE)
-        },
+        Placement { guest: u64::MAX - PAGE + 1, ..elsewhere(0, 2 * PAGE) },
+        Placement { user: u64::MAX - PAGE + 1, ..elsewhere(0, 2 * PAGE) },
+        Placement { file_offset: u64::MAX - PAGE + 1, ..elsewhere(0, 2 * PAGE) },
         elsewhere(0, 0),
         elsewhere(0, u64::MAX),
     ] {
         let backend = Setup::null(1 << 20).start();
         let file = Region::new(elsewhere(0, 1 << 20));
         let device = backend.device(&slots());
-        device
-            .session
-            .add_mem_reg_raw(&placement, file.as_fd())
-            .not_accepted();
+        device.session.add_mem_reg_raw(&placement, file.as_fd()).not_accepted();
         drop(device);
         let device = backend.device(&Profile::unstarted());
-        device
-            .session
-            .set_mem_table_raw(&[placement], &[file.as_fd()])
-            .not_accepted();
+        device.session.set_mem_table_raw(&[placement], &[file.as_fd()]).not_accepted();
         drop(device);
         backend.device(&Profile::qemu()).queue().works();
     }
@@ -208,10 +150,7 @@ fn a_descriptor_that_cannot_be_mapped_is_refused() {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&slots());
     let (socket, _other) = std::os::unix::net::UnixStream::pair().expect("a socket pair");
-    device
-        .session
-        .add_mem_reg_raw(&elsewhere(0, PAGE), socket.as_fd())
-        .refused();
+    device.session.add_mem_reg_raw(&elsewhere(0, PAGE), socket.as_fd()).refused();
     device.queue().works();
 }
 
@@ -222,10 +161,7 @@ fn an_added_region_is_used() {
     let region = device.memory.add(elsewhere(0, 1 << 20));
     device.session.add_mem_reg(&region).accepted();
     read_into(device.queue(), region.placement.guest);
-    read_into(
-        device.queue(),
-        region.placement.guest + region.placement.size - 512,
-    );
+    read_into(device.queue(), region.placement.guest + region.placement.size - 512);
 }
 
 #[test]
@@ -236,19 +172,10 @@ fn a_removed_region_is_out_of_reach() {
     device.session.add_mem_reg(&region).accepted();
     read_into(device.queue(), region.placement.guest);
     device.session.rem_mem_reg(&region.placement).accepted();
-    device
-        .queue()
-        .memory
-        .write(region.placement.guest, &[UNREAD; 512]);
+    device.queue().memory.write(region.placement.guest, &[UNREAD; 512]);
     start_read_into(device.queue(), region.placement.guest);
-    assert!(
-        device.queue().reports_error(DEADLINE),
-        "an address outside the table breaks the queue"
-    );
-    assert_eq!(
-        device.memory.read(region.placement.guest, 512),
-        [UNREAD; 512]
-    );
+    assert!(device.queue().reports_error(DEADLINE), "an address outside the table breaks the queue");
+    assert_eq!(device.memory.read(region.placement.guest, 512), [UNREAD; 512]);
 }
 
 #[test]
@@ -279,13 +206,7 @@ fn removing_an_unknown_region_is_refused() {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&slots());
     device.session.rem_mem_reg(&elsewhere(0, 1 << 20)).refused();
-    device
-        .session
-        .rem_mem_reg(&Placement {
-            size: PAGE,
-            ..USUAL[2]
-        })
-        .refused();
+    device.session.rem_mem_reg(&Placement { size: PAGE, ..USUAL[2] }).refused();
     device.queue().works();
 }
 
@@ -308,27 +229,15 @@ fn more_regions_than_slots_are_refused() {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&slots());
     let most = device.session.get_max_mem_slots();
-    assert!(
-        most <= 4096,
-        "{most} slots are more than this test can fill"
-    );
+    assert!(most <= 4096, "{most} slots are more than this test can fill");
     let file = Region::new(elsewhere(0, PAGE));
     for number in 0..most - USUAL.len() as u64 {
-        device
-            .session
-            .add_mem_reg_raw(&elsewhere(number, PAGE), file.as_fd())
-            .accepted();
+        device.session.add_mem_reg_raw(&elsewhere(number, PAGE), file.as_fd()).accepted();
     }
-    device
-        .session
-        .add_mem_reg_raw(&elsewhere(most, PAGE), file.as_fd())
-        .refused();
+    device.session.add_mem_reg_raw(&elsewhere(most, PAGE), file.as_fd()).refused();
     device.queue().works();
     device.session.rem_mem_reg(&elsewhere(7, PAGE)).accepted();
-    device
-        .session
-        .add_mem_reg_raw(&elsewhere(most, PAGE), file.as_fd())
-        .accepted();
+    device.session.add_mem_reg_raw(&elsewhere(most, PAGE), file.as_fd()).accepted();
 }
 
 #[test]
@@ -383,8 +292,5 @@ fn memory_is_not_held_after_the_front_end_is_gone() {
     drop(device);
     // The next front-end is answered when the one before is cleaned up.
     backend.device(&Profile::unstarted());
-    assert!(
-        !maps().contains("guest-memory"),
-        "guest memory is still mapped"
-    );
+    assert!(!maps().contains("guest-memory"), "guest memory is still mapped");
 }

@@ -19,11 +19,7 @@ struct Fixture {
 fn fixture_with(change: impl FnOnce(Setup) -> Setup) -> Fixture {
     let image = Image::filled(DISK);
     let backend = change(Setup::file(image.path())).start();
-    Fixture {
-        device: backend.device(&Profile::qemu()),
-        _backend: backend,
-        image,
-    }
+    Fixture { device: backend.device(&Profile::qemu()), _backend: backend, image }
 }
 
 fn fixture() -> Fixture {
@@ -35,11 +31,7 @@ impl Fixture {
     #[track_caller]
     fn expect(&mut self, request: &Request, status: u8, used_len: u32) -> Vec<u8> {
         let answer = self.device.queue().request(request);
-        assert_eq!(
-            (answer.status, answer.used_len),
-            (status, used_len),
-            "(status, used.len) of {request:?}"
-        );
+        assert_eq!((answer.status, answer.used_len), (status, used_len), "(status, used.len) of {request:?}");
         answer.data
     }
 
@@ -47,19 +39,12 @@ impl Fixture {
     #[track_caller]
     fn expect_failed_read(&mut self, sector: u64, bytes: u32) {
         let data = self.expect(&Request::read(sector, bytes), IOERR, 0);
-        assert!(
-            data.iter().all(|&byte| byte == UNREAD),
-            "data of a failed read"
-        );
+        assert!(data.iter().all(|&byte| byte == UNREAD), "data of a failed read");
     }
 
     #[track_caller]
     fn expect_unchanged(&self) {
-        assert_eq!(
-            self.image.read(0, DISK),
-            pattern(0, DISK),
-            "the image changed"
-        );
+        assert_eq!(self.image.read(0, DISK), pattern(0, DISK), "the image changed");
     }
 }
 
@@ -78,10 +63,7 @@ fn a_write_reaches_the_image_and_nothing_beside_it() {
     assert_eq!(disk.image.read(64 * 512, 8192), data);
     assert_eq!(disk.image.read(0, 64 * 512), pattern(0, 64 * 512));
     let after = 64 * 512 + 8192;
-    assert_eq!(
-        disk.image.read(after as u64, DISK - after),
-        pattern(0, DISK)[after..]
-    );
+    assert_eq!(disk.image.read(after as u64, DISK - after), pattern(0, DISK)[after..]);
 }
 
 #[test]
@@ -119,13 +101,7 @@ fn writes_past_the_end_fail_and_change_nothing() {
         disk.expect(&Request::write(sector, &pattern(1, 1024)), IOERR, 1);
     }
     disk.expect_unchanged();
-    assert_eq!(
-        std::fs::metadata(disk.image.path())
-            .expect("the image")
-            .len(),
-        DISK as u64,
-        "the image grew"
-    );
+    assert_eq!(std::fs::metadata(disk.image.path()).expect("the image").len(), DISK as u64, "the image grew");
 }
 
 #[test]
@@ -183,10 +159,7 @@ fn a_flush_of_a_read_only_export_is_ok() {
 #[test]
 fn a_read_only_export_reads() {
     let mut disk = fixture_with(Setup::read_only);
-    assert_eq!(
-        disk.expect(&Request::read(8, 4096), OK, 4097),
-        pattern(0, DISK)[4096..8192]
-    );
+    assert_eq!(disk.expect(&Request::read(8, 4096), OK, 4097), pattern(0, DISK)[4096..8192]);
 }
 
 #[test]
@@ -212,11 +185,7 @@ fn a_read_only_export_refuses_write_zeroes() {
 
 #[test]
 fn get_id_is_the_export_s_serial_padded_with_zeroes() {
-    let data = fixture_with(|setup| setup.export("serial=disk-7")).expect(
-        &Request::get_id(),
-        OK,
-        ID_BYTES + 1,
-    );
+    let data = fixture_with(|setup| setup.export("serial=disk-7")).expect(&Request::get_id(), OK, ID_BYTES + 1);
     assert_eq!(data, *b"disk-7\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
 }
 
@@ -224,8 +193,7 @@ fn get_id_is_the_export_s_serial_padded_with_zeroes() {
 fn a_serial_of_20_bytes_is_told_whole() {
     let serial = "12345678901234567890";
     let export = format!("serial={serial}");
-    let data =
-        fixture_with(|setup| setup.export(&export)).expect(&Request::get_id(), OK, ID_BYTES + 1);
+    let data = fixture_with(|setup| setup.export(&export)).expect(&Request::get_id(), OK, ID_BYTES + 1);
     assert_eq!(data, serial.as_bytes());
 }
 
@@ -249,10 +217,7 @@ fn a_discard_touches_nothing_beside_its_segment() {
 #[test]
 fn a_discard_with_the_unmap_flag_is_unsupported() {
     let mut disk = fixture();
-    let segment = Segment {
-        flags: Segment::UNMAP,
-        ..Segment::new(0, 8)
-    };
+    let segment = Segment { flags: Segment::UNMAP, ..Segment::new(0, 8) };
     disk.expect(&Request::discard(&[segment]), UNSUPP, 1);
     disk.expect_unchanged();
 }
@@ -261,10 +226,7 @@ fn a_discard_with_the_unmap_flag_is_unsupported() {
 fn an_unknown_flag_is_unsupported() {
     let mut disk = fixture();
     for flags in [2, 3, 1 << 31] {
-        let segment = Segment {
-            flags,
-            ..Segment::new(0, 8)
-        };
+        let segment = Segment { flags, ..Segment::new(0, 8) };
         disk.expect(&Request::discard(&[segment]), UNSUPP, 1);
         disk.expect(&Request::write_zeroes(&[segment]), UNSUPP, 1);
     }
@@ -274,16 +236,9 @@ fn an_unknown_flag_is_unsupported() {
 #[test]
 fn a_bad_segment_after_a_good_one_fails_the_request() {
     let mut disk = fixture();
-    let bad = Segment {
-        flags: 2,
-        ..Segment::new(16, 8)
-    };
+    let bad = Segment { flags: 2, ..Segment::new(16, 8) };
     disk.expect(&Request::discard(&[Segment::new(0, 8), bad]), UNSUPP, 1);
-    disk.expect(
-        &Request::write_zeroes(&[Segment::new(0, 8), Segment::new(SECTORS, 8)]),
-        IOERR,
-        1,
-    );
+    disk.expect(&Request::write_zeroes(&[Segment::new(0, 8), Segment::new(SECTORS, 8)]), IOERR, 1);
 }
 
 #[test]
@@ -293,11 +248,7 @@ fn write_zeroes_makes_its_segment_read_as_zeroes() {
     let mut expected = pattern(0, DISK);
     expected[512..301 * 512].fill(0);
     assert_eq!(disk.image.read(0, DISK), expected, "on the host");
-    assert_eq!(
-        disk.expect(&Request::read(0, DISK as u32), OK, DISK as u32 + 1),
-        expected,
-        "through the socket"
-    );
+    assert_eq!(disk.expect(&Request::read(0, DISK as u32), OK, DISK as u32 + 1), expected, "through the socket");
 }
 
 #[test]
@@ -310,19 +261,13 @@ fn several_segments_are_all_discarded_or_zeroed() {
     expected[100 * 512..300 * 512].fill(0);
     assert_eq!(disk.image.read(0, DISK), expected);
     disk.expect(&Request::discard(&segments), OK, 1);
-    assert_eq!(
-        disk.image.read(4 * 512, 96 * 512),
-        expected[4 * 512..100 * 512]
-    );
+    assert_eq!(disk.image.read(4 * 512, 96 * 512), expected[4 * 512..100 * 512]);
 }
 
 #[test]
 fn write_zeroes_may_unmap() {
     let mut disk = fixture();
-    let segment = Segment {
-        flags: Segment::UNMAP,
-        ..Segment::new(8, 64)
-    };
+    let segment = Segment { flags: Segment::UNMAP, ..Segment::new(8, 64) };
     disk.expect(&Request::write_zeroes(&[segment]), OK, 1);
     let mut expected = pattern(0, DISK);
     expected[8 * 512..72 * 512].fill(0);
@@ -332,12 +277,9 @@ fn write_zeroes_may_unmap() {
 #[test]
 fn segments_past_the_end_fail() {
     let mut disk = fixture();
-    for segment in [
-        Segment::new(SECTORS, 1),
-        Segment::new(SECTORS - 1, 2),
-        Segment::new(u64::MAX, 8),
-        Segment::new(1 << 55, 8),
-    ] {
+    for segment in
+        [Segment::new(SECTORS, 1), Segment::new(SECTORS - 1, 2), Segment::new(u64::MAX, 8), Segment::new(1 << 55, 8)]
+    {
         disk.expect(&Request::discard(&[segment]), IOERR, 1);
         disk.expect(&Request::write_zeroes(&[segment]), IOERR, 1);
     }
@@ -359,21 +301,14 @@ fn more_sectors_in_a_segment_than_the_maximum_fail() {
     let mut device = backend.device(&Profile::qemu());
     let config = device.read_config();
     for (most, request) in [
-        (
-            config.max_discard_sectors(),
-            Request::discard as fn(&[Segment]) -> Request,
-        ),
+        (config.max_discard_sectors(), Request::discard as fn(&[Segment]) -> Request),
         (config.max_write_zeroes_sectors(), Request::write_zeroes),
     ] {
         let Ok(over) = u32::try_from(most + 1) else {
             continue;
         };
         let answer = device.queue().request(&request(&[Segment::new(0, over)]));
-        assert_eq!(
-            (answer.status, answer.used_len),
-            (IOERR, 1),
-            "{over} sectors"
-        );
+        assert_eq!((answer.status, answer.used_len), (IOERR, 1), "{over} sectors");
     }
 }
 
@@ -382,16 +317,8 @@ fn more_segments_than_the_maximum_are_unsupported() {
     let mut disk = fixture();
     let config = disk.device.read_config();
     let too_many = |most: u64| vec![Segment::new(0, 1); most as usize + 1];
-    disk.expect(
-        &Request::discard(&too_many(config.max_discard_seg())),
-        UNSUPP,
-        1,
-    );
-    disk.expect(
-        &Request::write_zeroes(&too_many(config.max_write_zeroes_seg())),
-        UNSUPP,
-        1,
-    );
+    disk.expect(&Request::discard(&too_many(config.max_discard_seg())), UNSUPP, 1);
+    disk.expect(&Request::write_zeroes(&too_many(config.max_write_zeroes_seg())), UNSUPP, 1);
     disk.expect_unchanged();
 }
 
@@ -420,14 +347,7 @@ fn part_of_a_segment_fails() {
     let mut disk = fixture();
     for kind in [kind::DISCARD, kind::WRITE_ZEROES] {
         for bytes in [1, 8, 15] {
-            disk.expect(
-                &Request {
-                    payload: vec![0; bytes],
-                    ..Request::new(kind, 0)
-                },
-                IOERR,
-                1,
-            );
+            disk.expect(&Request { payload: vec![0; bytes], ..Request::new(kind, 0) }, IOERR, 1);
         }
     }
     disk.expect_unchanged();
@@ -438,14 +358,7 @@ fn part_of_a_segment_after_a_whole_one_fails() {
     let mut disk = fixture();
     for kind in [kind::DISCARD, kind::WRITE_ZEROES] {
         for bytes in [17, 24, 31] {
-            disk.expect(
-                &Request {
-                    payload: vec![0; bytes],
-                    ..Request::new(kind, 0)
-                },
-                IOERR,
-                1,
-            );
+            disk.expect(&Request { payload: vec![0; bytes], ..Request::new(kind, 0) }, IOERR, 1);
         }
     }
     disk.expect_unchanged();
@@ -467,27 +380,14 @@ fn a_scsi_command_is_unsupported() {
 #[test]
 fn an_unknown_request_with_room_for_data_writes_only_its_status() {
     let mut disk = fixture();
-    let data = disk.expect(
-        &Request {
-            room: 512,
-            ..Request::new(0x1234, 0)
-        },
-        UNSUPP,
-        0,
-    );
-    assert!(
-        data.iter().all(|&byte| byte == UNREAD),
-        "data of an unsupported request"
-    );
+    let data = disk.expect(&Request { room: 512, ..Request::new(0x1234, 0) }, UNSUPP, 0);
+    assert!(data.iter().all(|&byte| byte == UNREAD), "data of an unsupported request");
 }
 
 #[test]
 fn secure_erase_is_unsupported_while_it_is_not_offered() {
     let mut disk = fixture();
-    let request = Request {
-        kind: kind::SECURE_ERASE,
-        ..Request::discard(&[Segment::new(0, 8)])
-    };
+    let request = Request { kind: kind::SECURE_ERASE, ..Request::discard(&[Segment::new(0, 8)]) };
     disk.expect(&request, UNSUPP, 1);
     disk.expect_unchanged();
 }

@@ -83,29 +83,17 @@ fn a_reset_of_the_device_does_not_change_it() {
 #[test]
 fn it_survives_a_reconnect_that_does_not_ask_for_it() {
     let backend = Setup::null(1 << 20).start();
-    backend
-        .device(&Profile::qemu())
-        .set_writeback(false)
-        .accepted();
-    let device = backend.device(&Profile {
-        reads_config: false,
-        ..Profile::qemu()
-    });
+    backend.device(&Profile::qemu()).set_writeback(false).accepted();
+    let device = backend.device(&Profile { reads_config: false, ..Profile::qemu() });
     assert!(!device.writeback());
 }
 
 #[test]
 fn a_new_virtual_machine_finds_it_as_the_export_has_it() {
     let backend = Setup::null(1 << 20).start();
-    backend
-        .device(&Profile::qemu())
-        .set_writeback(false)
-        .accepted();
+    backend.device(&Profile::qemu()).set_writeback(false).accepted();
     let device = backend.device(&Profile::qemu());
-    assert_eq!(
-        device.config.as_ref().map(|config| config.writeback()),
-        Some(1)
-    );
+    assert_eq!(device.config.as_ref().map(|config| config.writeback()), Some(1));
     assert!(device.writeback());
 }
 
@@ -113,10 +101,7 @@ fn a_new_virtual_machine_finds_it_as_the_export_has_it() {
 fn a_front_end_that_starts_without_asking_runs_write_through_on_a_new_daemon() {
     // It may have switched the cache off at a daemon that is gone.
     let backend = Setup::null(1 << 20).start();
-    let device = backend.device(&Profile {
-        reads_config: false,
-        ..Profile::qemu()
-    });
+    let device = backend.device(&Profile { reads_config: false, ..Profile::qemu() });
     assert!(!device.writeback());
 }
 
@@ -126,13 +111,7 @@ fn a_flush_that_the_host_fails_is_an_error() {
     let rules = "inject-error.0.event=none,inject-error.0.iotype=flush,inject-error.0.errno=5";
     let backend = Setup::faulty(image.path(), rules).start();
     let mut device = backend.device(&Profile::qemu());
-    assert_eq!(
-        device
-            .queue()
-            .request(&Request::write(0, &pattern(1, 512)))
-            .status,
-        OK
-    );
+    assert_eq!(device.queue().request(&Request::write(0, &pattern(1, 512))).status, OK);
     assert_eq!(device.queue().request(&Request::flush()).status, IOERR);
 }
 

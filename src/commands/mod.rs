@@ -1,5 +1,7 @@
 //! The commands: one file each. This file is the list of them and says what each is turned into.
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod manual;
 pub mod serve;
 
@@ -16,6 +18,10 @@ pub enum Command {
     /// that begins with "ready: ".
     Serve(serve::ServeArgs),
 
+    /// Measure a vhost-user-blk daemon, without a VM
+    #[cfg(feature = "bench")]
+    Bench(bench::BenchArgs),
+
     /// Print the manual page, in roff
     #[command(hide = true)]
     Manual,
@@ -25,6 +31,8 @@ pub enum Command {
 pub fn invocation(command: Command) -> Result<Invocation, UsageError> {
     match command {
         Command::Serve(args) => args.config().map(Invocation::Start).map_err(|error| error.see("blockport serve")),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => Ok(Invocation::Bench(args)),
         Command::Manual => Ok(Invocation::Print(manual::page())),
     }
 }

@@ -15,11 +15,7 @@ pub struct Mark(Vec<u64>);
 impl Arena {
     /// An arena over ranges of (guest-physical start, bytes).
     pub fn new(ranges: Vec<(u64, u64)>) -> Self {
-        Self {
-            used: vec![0; ranges.len()],
-            ranges,
-            turn: 0,
-        }
+        Self { used: vec![0; ranges.len()], ranges, turn: 0 }
     }
 
     /// Cuts off `bytes` at an address that is a multiple of `align` plus `skew`, with a gap before it.

@@ -130,20 +130,11 @@ impl Segment {
     pub const UNMAP: u32 = 1;
 
     pub fn new(sector: u64, sectors: u32) -> Self {
-        Self {
-            sector,
-            sectors,
-            flags: 0,
-        }
+        Self { sector, sectors, flags: 0 }
     }
 
     fn to_bytes(self) -> Vec<u8> {
-        [
-            &self.sector.to_le_bytes()[..],
-            &self.sectors.to_le_bytes(),
-            &self.flags.to_le_bytes(),
-        ]
-        .concat()
+        [&self.sector.to_le_bytes()[..], &self.sectors.to_le_bytes(), &self.flags.to_le_bytes()].concat()
     }
 }
 
@@ -158,26 +149,15 @@ pub struct Request {
 
 impl Request {
     pub fn new(kind: u32, sector: u64) -> Self {
-        Self {
-            kind,
-            sector,
-            payload: Vec::new(),
-            room: 0,
-        }
+        Self { kind, sector, payload: Vec::new(), room: 0 }
     }
 
     pub fn read(sector: u64, bytes: u32) -> Self {
-        Self {
-            room: bytes,
-            ..Self::new(kind::IN, sector)
-        }
+        Self { room: bytes, ..Self::new(kind::IN, sector) }
     }
 
     pub fn write(sector: u64, data: &[u8]) -> Self {
-        Self {
-            payload: data.to_vec(),
-            ..Self::new(kind::OUT, sector)
-        }
+        Self { payload: data.to_vec(), ..Self::new(kind::OUT, sector) }
     }
 
     pub fn flush() -> Self {
@@ -185,27 +165,18 @@ impl Request {
     }
 
     pub fn get_id() -> Self {
-        Self {
-            room: ID_BYTES,
-            ..Self::new(kind::GET_ID, 0)
-        }
+        Self { room: ID_BYTES, ..Self::new(kind::GET_ID, 0) }
     }
 
     pub fn discard(segments: &[Segment]) -> Self {
         Self {
-            payload: segments
-                .iter()
-                .flat_map(|segment| segment.to_bytes())
-                .collect(),
+            payload: segments.iter().flat_map(|segment| segment.to_bytes()).collect(),
             ..Self::new(kind::DISCARD, 0)
         }
     }
 
     pub fn write_zeroes(segments: &[Segment]) -> Self {
-        Self {
-            kind: kind::WRITE_ZEROES,
-            ..Self::discard(segments)
-        }
+        Self { kind: kind::WRITE_ZEROES, ..Self::discard(segments) }
     }
 }
 
@@ -222,24 +193,15 @@ pub struct Framing {
 
 impl Framing {
     pub fn readable(cuts: &[u32]) -> Self {
-        Self {
-            readable: Some(cuts.to_vec()),
-            ..Self::default()
-        }
+        Self { readable: Some(cuts.to_vec()), ..Self::default() }
     }
 
     pub fn writable(cuts: &[u32]) -> Self {
-        Self {
-            writable: Some(cuts.to_vec()),
-            ..Self::default()
-        }
+        Self { writable: Some(cuts.to_vec()), ..Self::default() }
     }
 
     pub fn table(table: Table) -> Self {
-        Self {
-            table,
-            ..Self::default()
-        }
+        Self { table, ..Self::default() }
     }
 }
 
@@ -273,21 +235,13 @@ impl Queue {
         writable.push(NO_STATUS);
 
         let usual_readable = vec![HEADER as u32];
-        let usual_writable = if request.room > 0 {
-            vec![request.room]
-        } else {
-            Vec::new()
-        };
+        let usual_writable = if request.room > 0 { vec![request.room] } else { Vec::new() };
         let readable_cuts = framing.readable.as_ref().unwrap_or(&usual_readable);
         let writable_cuts = framing.writable.as_ref().unwrap_or(&usual_writable);
         let mut buffers = self.place(&readable, readable_cuts, framing.skew, false);
         buffers.extend(self.place(&writable, writable_cuts, framing.skew, true));
         let head = self.offer(&buffers, framing.table);
-        Ticket {
-            head,
-            buffers,
-            room: request.room,
-        }
+        Ticket { head, buffers, room: request.room }
     }
 
     /// Copies bytes into buffers of the given lengths, each somewhere else.
@@ -307,11 +261,7 @@ impl Queue {
             let len = part.len() as u32;
             let addr = self.arena.cut(u64::from(len).max(1), SECTOR, skew);
             self.memory.write(addr, part);
-            buffers.push(Buffer {
-                addr,
-                len,
-                writable,
-            });
+            buffers.push(Buffer { addr, len, writable });
         }
         buffers
     }
@@ -327,22 +277,13 @@ impl Queue {
 
     /// What the device wrote for a request that is used.
     pub fn answer(&self, ticket: &Ticket, used: Used) -> Answer {
-        assert_eq!(
-            used.id,
-            u32::from(ticket.head),
-            "the completion of another chain"
-        );
+        assert_eq!(used.id, u32::from(ticket.head), "the completion of another chain");
         let writable = ticket.buffers.iter().filter(|buffer| buffer.writable);
-        let mut data: Vec<u8> = writable
-            .flat_map(|buffer| self.memory.read(buffer.addr, buffer.len as usize))
-            .collect();
+        let mut data: Vec<u8> =
+            writable.flat_map(|buffer| self.memory.read(buffer.addr, buffer.len as usize)).collect();
         let status = data.pop().expect("room for a status");
         assert_eq!(data.len(), ticket.room as usize);
-        Answer {
-            status,
-            used_len: used.len,
-            data,
-        }
+        Answer { status, used_len: used.len, data }
     }
 
     /// Performs one request from start to end.
@@ -368,28 +309,19 @@ impl Queue {
         let mut answers: Vec<Option<Answer>> = vec![None; tickets.len()];
         for _ in tickets {
             let used = self.take();
-            let at = tickets
-                .iter()
-                .position(|ticket| u32::from(ticket.head) == used.id);
+            let at = tickets.iter().position(|ticket| u32::from(ticket.head) == used.id);
             let at = at.unwrap_or_else(|| panic!("{used:?} is of no request"));
             assert!(answers[at].is_none(), "{used:?} came twice");
             answers[at] = Some(self.answer(&tickets[at], used));
         }
-        answers
-            .into_iter()
-            .map(|answer| answer.expect("each completed once"))
-            .collect()
+        answers.into_iter().map(|answer| answer.expect("each completed once")).collect()
     }
 
     /// Reads what must be readable.
     #[track_caller]
     pub fn read(&mut self, sector: u64, bytes: u32) -> Vec<u8> {
         let answer = self.request(&Request::read(sector, bytes));
-        assert_eq!(
-            (answer.status, answer.used_len),
-            (OK, bytes + 1),
-            "read of {bytes} bytes at sector {sector}"
-        );
+        assert_eq!((answer.status, answer.used_len), (OK, bytes + 1), "read of {bytes} bytes at sector {sector}");
         answer.data
     }
 
@@ -397,12 +329,7 @@ impl Queue {
     #[track_caller]
     pub fn write(&mut self, sector: u64, data: &[u8]) {
         let answer = self.request(&Request::write(sector, data));
-        assert_eq!(
-            answer.status,
-            OK,
-            "write of {} bytes at sector {sector}",
-            data.len()
-        );
+        assert_eq!(answer.status, OK, "write of {} bytes at sector {sector}", data.len());
     }
 
     /// Shows that the queue serves requests.

@@ -55,40 +55,25 @@ impl Profile {
 
     /// QEMU with several queues.
     pub fn queues(queues: u16) -> Self {
-        Self {
-            queues,
-            ..Self::qemu()
-        }
+        Self { queues, ..Self::qemu() }
     }
 
     /// Connected and negotiated as QEMU does, with no ring started.
     pub fn unstarted() -> Self {
-        Self {
-            starts: false,
-            ..Self::qemu()
-        }
+        Self { starts: false, ..Self::qemu() }
     }
 
     /// Everything but some features.
     pub fn without(features: u64) -> Self {
         let qemu = Self::qemu();
-        Self {
-            features: qemu.features & !features,
-            ..qemu
-        }
+        Self { features: qemu.features & !features, ..qemu }
     }
 
     /// libblkio: memory by slots, guest addresses equal to the front-end's, no indirect tables.
     pub fn libblkio() -> Self {
-        let placements = USUAL.map(|placement| Placement {
-            user: placement.guest,
-            ..placement
-        });
+        let placements = USUAL.map(|placement| Placement { user: placement.guest, ..placement });
         Self {
-            protocol_features: protocol::MQ
-                | protocol::REPLY_ACK
-                | protocol::CONFIG
-                | protocol::CONFIGURE_MEM_SLOTS,
+            protocol_features: protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG | protocol::CONFIGURE_MEM_SLOTS,
             memory_by: MemoryBy::Slots,
             placements: placements.to_vec(),
             features_first: true,
@@ -105,27 +90,17 @@ impl Profile {
             | protocol::INFLIGHT_SHMFD
             | protocol::LOG_SHMFD
             | protocol::DEVICE_STATE;
-        Self {
-            protocol_features: wanted,
-            ..Self::qemu()
-        }
+        Self { protocol_features: wanted, ..Self::qemu() }
     }
 
     /// Firecracker: CONFIG alone, one queue.
     pub fn firecracker() -> Self {
-        Self {
-            protocol_features: protocol::CONFIG,
-            ..Self::without(feature::MQ | feature::INDIRECT_DESC)
-        }
+        Self { protocol_features: protocol::CONFIG, ..Self::without(feature::MQ | feature::INDIRECT_DESC) }
     }
 
     /// A front-end that negotiates no protocol feature at all.
     pub fn bare() -> Self {
-        Self {
-            protocol_features: 0,
-            reads_config: false,
-            ..Self::without(feature::PROTOCOL_FEATURES)
-        }
+        Self { protocol_features: 0, reads_config: false, ..Self::without(feature::PROTOCOL_FEATURES) }
     }
 }
 
@@ -147,11 +122,7 @@ impl Device {
     pub fn negotiate(connection: Connection, profile: &Profile) -> Self {
         let mut session = Session::new(connection);
         let offered = session.get_features();
-        assert_ne!(
-            offered & feature::PROTOCOL_FEATURES,
-            0,
-            "no protocol features"
-        );
+        assert_ne!(offered & feature::PROTOCOL_FEATURES, 0, "no protocol features");
         let features = offered & profile.features;
         if profile.features_first {
             session.set_features(features).accepted();
@@ -176,17 +147,8 @@ impl Device {
         session.set_owner().accepted();
         let memory = Arc::new(GuestMemory::new(&profile.placements));
         let queues = lay_out(&memory, profile, features & feature::EVENT_IDX != 0);
-        let config = profile
-            .reads_config
-            .then(|| Config(session.get_config(0, CONFIG_SIZE)));
-        let mut device = Self {
-            session,
-            memory,
-            queues,
-            offered,
-            config,
-            _backend_channel: backend_channel,
-        };
+        let config = profile.reads_config.then(|| Config(session.get_config(0, CONFIG_SIZE)));
+        let mut device = Self { session, memory, queues, offered, config, _backend_channel: backend_channel };
         device.session.features = features;
         if profile.starts {
             device.announce(profile.memory_by);
@@ -208,9 +170,7 @@ impl Device {
                 let regions: Vec<&Region> = regions.iter().map(AsRef::as_ref).collect();
                 self.session.set_mem_table(&regions).accepted();
             }
-            MemoryBy::Slots => regions
-                .iter()
-                .for_each(|region| self.session.add_mem_reg(region).accepted()),
+            MemoryBy::Slots => regions.iter().for_each(|region| self.session.add_mem_reg(region).accepted()),
         }
     }
 
@@ -235,36 +195,22 @@ impl Device {
     pub fn set_up_queue(&self, queue: usize) {
         let ring = &self.queues[queue];
         let index = queue as u32;
-        self.session
-            .set_vring_num(index, u32::from(ring.ring.size))
-            .accepted();
-        self.session
-            .set_vring_base(index, u32::from(ring.next_used()))
-            .accepted();
-        self.session
-            .set_vring_addr(index, &self.addresses(queue))
-            .accepted();
-        self.session
-            .set_vring_call(u64::from(index), (!ring.polling).then(|| ring.call.as_fd()))
-            .accepted();
-        self.session
-            .set_vring_err(u64::from(index), Some(ring.err.as_fd()))
-            .accepted();
+        self.session.set_vring_num(index, u32::from(ring.ring.size)).accepted();
+        self.session.set_vring_base(index, u32::from(ring.next_used())).accepted();
+        self.session.set_vring_addr(index, &self.addresses(queue)).accepted();
+        self.session.set_vring_call(u64::from(index), (!ring.polling).then(|| ring.call.as_fd())).accepted();
+        self.session.set_vring_err(u64::from(index), Some(ring.err.as_fd())).accepted();
     }
 
     #[track_caller]
     pub fn set_kick(&self, queue: usize) {
-        self.session
-            .set_vring_kick(queue as u64, Some(self.queues[queue].kick.as_fd()))
-            .accepted();
+        self.session.set_vring_kick(queue as u64, Some(self.queues[queue].kick.as_fd())).accepted();
     }
 
     #[track_caller]
     pub fn enable(&self, queue: usize, enable: bool) {
         if self.session.features & feature::PROTOCOL_FEATURES != 0 {
-            self.session
-                .set_vring_enable(queue as u32, u32::from(enable))
-                .accepted();
+            self.session.set_vring_enable(queue as u32, u32::from(enable)).accepted();
         }
     }
 
@@ -313,49 +259,26 @@ impl Device {
     pub fn fails_within(&self, timeout: Duration) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let timeout = Timespec::try_from(timeout).expect("a timeout of seconds");
-        let mut fds = [
-            PollFd::new(&self.queues[0].err, PollFlags::IN),
-            PollFd::new(&self.session.connection, PollFlags::IN),
-        ];
+        let mut fds =
+            [PollFd::new(&self.queues[0].err, PollFlags::IN), PollFd::new(&self.session.connection, PollFlags::IN)];
         poll(&mut fds, Some(&timeout)).expect("poll") > 0
     }
 }
 
 /// Rings in the first region, turn and turn about with the others; the rest of the others is shared out for buffers.
 fn lay_out(memory: &Arc<GuestMemory>, profile: &Profile, event_idx: bool) -> Vec<Queue> {
-    let spaces: Vec<Placement> = memory
-        .regions()
-        .iter()
-        .map(|region| region.placement)
-        .collect();
+    let spaces: Vec<Placement> = memory.regions().iter().map(|region| region.placement).collect();
     let eighth = |space: &Placement| space.size / 8;
-    let mut rings = Arena::new(
-        spaces
-            .iter()
-            .map(|space| (space.guest, eighth(space)))
-            .collect(),
-    );
+    let mut rings = Arena::new(spaces.iter().map(|space| (space.guest, eighth(space))).collect());
     (0..profile.queues)
         .map(|index| {
             let ring = RingLayout::cut(&mut rings, profile.queue_size);
-            let share =
-                |space: &Placement| (space.size - eighth(space)) / u64::from(profile.queues);
+            let share = |space: &Placement| (space.size - eighth(space)) / u64::from(profile.queues);
             let ranges = spaces
                 .iter()
-                .map(|space| {
-                    (
-                        space.guest + eighth(space) + share(space) * u64::from(index),
-                        share(space),
-                    )
-                })
+                .map(|space| (space.guest + eighth(space) + share(space) * u64::from(index), share(space)))
                 .collect();
-            Queue::new(
-                index,
-                ring,
-                Arc::clone(memory),
-                Arena::new(ranges),
-                event_idx,
-            )
+            Queue::new(index, ring, Arc::clone(memory), Arena::new(ranges), event_idx)
         })
         .collect()
 }

@@ -28,24 +28,9 @@ pub struct Placement {
 /// The regions that a device gets unless a test asks for others. The first two are neighbours for the guest and far
 /// apart for the front-end; the guest's order is not the front-end's.
 pub const USUAL: [Placement; 3] = [
-    Placement {
-        guest: 0x10_0000,
-        user: 0x7000_0000_0000,
-        size: 8 << 20,
-        file_offset: 0,
-    },
-    Placement {
-        guest: 0x90_0000,
-        user: 0x6000_0000_0000,
-        size: 8 << 20,
-        file_offset: 0x3000,
-    },
-    Placement {
-        guest: 0x1_0000_0000,
-        user: 0x5000_0000_0000,
-        size: 16 << 20,
-        file_offset: 0x1000,
-    },
+    Placement { guest: 0x10_0000, user: 0x7000_0000_0000, size: 8 << 20, file_offset: 0 },
+    Placement { guest: 0x90_0000, user: 0x6000_0000_0000, size: 8 << 20, file_offset: 0x3000 },
+    Placement { guest: 0x1_0000_0000, user: 0x5000_0000_0000, size: 16 << 20, file_offset: 0x1000 },
 ];
 
 /// One memfd and its mapping.
@@ -79,11 +64,7 @@ impl Region {
         }
         .expect("mmap of guest memory");
         let host = NonNull::new(host.cast()).expect("a mapping is not at 0");
-        Self {
-            placement,
-            memfd,
-            host,
-        }
+        Self { placement, memfd, host }
     }
 
     /// Cuts the file under the mapping. Nothing here may touch the region afterwards.
@@ -93,8 +74,7 @@ impl Region {
 
     fn offset_of(&self, guest: u64, bytes: u64) -> Option<usize> {
         let offset = guest.checked_sub(self.placement.guest)?;
-        (offset.checked_add(bytes)? <= self.placement.size)
-            .then(|| usize::try_from(offset).expect("inside a mapping"))
+        (offset.checked_add(bytes)? <= self.placement.size).then(|| usize::try_from(offset).expect("inside a mapping"))
     }
 }
 
@@ -129,26 +109,18 @@ impl GuestMemory {
 
     pub fn add(&self, placement: Placement) -> Arc<Region> {
         let region = Arc::new(Region::new(placement));
-        self.regions
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::clone(&region));
+        self.regions.write().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&region));
         region
     }
 
     pub fn regions(&self) -> Vec<Arc<Region>> {
-        self.regions
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The front-end address of a guest-physical one.
     #[track_caller]
     pub fn user_address(&self, guest: u64) -> u64 {
-        self.with(guest, 1, |region, offset| {
-            region.placement.user + offset as u64
-        })
+        self.with(guest, 1, |region, offset| region.placement.user + offset as u64)
     }
 
     #[track_caller]
@@ -157,12 +129,7 @@ impl GuestMemory {
         self.with(guest, bytes, |region, offset| {
             // SAFETY: `with` checked the range; the buffer is ours alone. The back-end may write meanwhile, and a test
             // that lets it does not look at what it reads.
-            unsafe {
-                region
-                    .host
-                    .add(offset)
-                    .copy_to_nonoverlapping(NonNull::from(&mut buffer[..]).cast(), bytes)
-            }
+            unsafe { region.host.add(offset).copy_to_nonoverlapping(NonNull::from(&mut buffer[..]).cast(), bytes) }
         });
         buffer
     }
@@ -171,12 +138,7 @@ impl GuestMemory {
     pub fn write(&self, guest: u64, data: &[u8]) {
         self.with(guest, data.len(), |region, offset| {
             // SAFETY: `with` checked the range, and `data` is not inside a mapping that only raw pointers reach.
-            unsafe {
-                region
-                    .host
-                    .add(offset)
-                    .copy_from_nonoverlapping(NonNull::from(data).cast(), data.len())
-            }
+            unsafe { region.host.add(offset).copy_from_nonoverlapping(NonNull::from(data).cast(), data.len()) }
         });
     }
 
@@ -189,17 +151,12 @@ impl GuestMemory {
     /// Publishes an index to the back-end, after everything written before.
     #[track_caller]
     pub fn store_u16(&self, guest: u64, value: u16) {
-        self.atomic_u16(guest, |target| {
-            target.store(value.to_le(), Ordering::Release)
-        });
+        self.atomic_u16(guest, |target| target.store(value.to_le(), Ordering::Release));
     }
 
     #[track_caller]
     fn atomic_u16<T>(&self, guest: u64, access: impl FnOnce(&AtomicU16) -> T) -> T {
-        assert!(
-            guest.is_multiple_of(2),
-            "an index at odd address {guest:#x}"
-        );
+        assert!(guest.is_multiple_of(2), "an index at odd address {guest:#x}");
         self.with(guest, 2, |region, offset| {
             // SAFETY: in range by `with`, aligned by the assertion above (mappings and placements are page-aligned),
             // and both processes access indices atomically.
@@ -210,11 +167,8 @@ impl GuestMemory {
     #[track_caller]
     fn with<T>(&self, guest: u64, bytes: usize, access: impl FnOnce(&Region, usize) -> T) -> T {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
-        let found = regions
-            .iter()
-            .find_map(|region| Some((region, region.offset_of(guest, bytes as u64)?)));
-        let (region, offset) =
-            found.unwrap_or_else(|| panic!("{bytes} bytes at {guest:#x} are in no region"));
+        let found = regions.iter().find_map(|region| Some((region, region.offset_of(guest, bytes as u64)?)));
+        let (region, offset) = found.unwrap_or_else(|| panic!("{bytes} bytes at {guest:#x} are in no region"));
         access(region, offset)
     }
 }

@@ -106,13 +106,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    pub fn new(
-        index: u16,
-        ring: RingLayout,
-        memory: Arc<GuestMemory>,
-        arena: Arena,
-        event_idx: bool,
-    ) -> Self {
+    pub fn new(index: u16, ring: RingLayout, memory: Arc<GuestMemory>, arena: Arena, event_idx: bool) -> Self {
         let mut queue = Self {
             index,
             ring,
@@ -134,12 +128,7 @@ impl Queue {
 
     /// Empties the ring, as a guest driver does before it starts a queue.
     pub fn reset(&mut self) {
-        let RingLayout {
-            size,
-            descriptors,
-            avail,
-            used,
-        } = self.ring;
+        let RingLayout { size, descriptors, avail, used } = self.ring;
         let entries = usize::from(size);
         self.memory.write(descriptors, &vec![0; 16 * entries]);
         self.memory.write(avail, &vec![0; 6 + 2 * entries]);
@@ -158,17 +147,13 @@ impl Queue {
 
     /// Writes a descriptor into the ring's table.
     pub fn poke(&self, at: u16, descriptor: Descriptor) {
-        self.memory.write(
-            self.ring.descriptors + Descriptor::SIZE * u64::from(at),
-            &descriptor.to_bytes(),
-        );
+        self.memory.write(self.ring.descriptors + Descriptor::SIZE * u64::from(at), &descriptor.to_bytes());
     }
 
     /// Puts `head` into the next slot of the available ring, without publishing it.
     pub fn push_head(&mut self, head: u16) {
         let slot = u64::from(self.next_avail % self.ring.size);
-        self.memory
-            .write(self.ring.avail + 4 + 2 * slot, &head.to_le_bytes());
+        self.memory.write(self.ring.avail + 4 + 2 * slot, &head.to_le_bytes());
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
@@ -190,15 +175,13 @@ impl Queue {
     }
 
     pub fn set_used_event(&self, idx: u16) {
-        self.memory
-            .store_u16(self.ring.avail + 4 + 2 * u64::from(self.ring.size), idx);
+        self.memory.store_u16(self.ring.avail + 4 + 2 * u64::from(self.ring.size), idx);
         fence(Ordering::SeqCst);
     }
 
     /// Up to where the device looked when it last wanted kicks again.
     pub fn avail_event(&self) -> u16 {
-        self.memory
-            .load_u16(self.ring.used + 4 + 8 * u64::from(self.ring.size))
+        self.memory.load_u16(self.ring.used + 4 + 8 * u64::from(self.ring.size))
     }
 
     pub fn used_flags(&self) -> u16 {
@@ -243,10 +226,7 @@ impl Queue {
             let entries = indirect.iter().copied().map(plain).collect();
             descriptors.push(self.indirect_table(entries));
         }
-        let slots: Vec<u16> = descriptors
-            .iter()
-            .map(|_| self.free.pop().expect("a free descriptor"))
-            .collect();
+        let slots: Vec<u16> = descriptors.iter().map(|_| self.free.pop().expect("a free descriptor")).collect();
         for (at, descriptor) in descriptors.iter_mut().enumerate() {
             if let Some(&next) = slots.get(at + 1) {
                 descriptor.flags |= NEXT;
@@ -276,12 +256,7 @@ impl Queue {
         let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_bytes()).collect();
         let addr = self.arena.cut(bytes.len() as u64, 16, 0);
         self.memory.write(addr, &bytes);
-        Descriptor {
-            addr,
-            len: bytes.len() as u32,
-            flags: INDIRECT,
-            next: 0,
-        }
+        Descriptor { addr, len: bytes.len() as u32, flags: INDIRECT, next: 0 }
     }
 
     /// Tells the device, unless it said that it need not be told: `since` is the index before what is new.
@@ -315,10 +290,7 @@ impl Queue {
         let slot = u64::from(self.next_used % self.ring.size);
         let element = self.memory.read(self.ring.used + 4 + 8 * slot, 8);
         let word = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().expect("4 bytes"));
-        let used = Used {
-            id: word(0),
-            len: word(4),
-        };
+        let used = Used { id: word(0), len: word(4) };
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(chain) = self.chains.get_mut(used.id as usize) {
             self.free.append(chain);
@@ -336,22 +308,14 @@ impl Queue {
             }
             let left = end.saturating_duration_since(Instant::now());
             if self.polling {
-                assert!(
-                    !left.is_zero(),
-                    "queue {}: no completion within {DEADLINE:?}",
-                    self.index
-                );
+                assert!(!left.is_zero(), "queue {}: no completion within {DEADLINE:?}", self.index);
                 std::thread::yield_now();
                 continue;
             }
             self.ask_for_call();
             if self.used_idx() == self.next_used && self.call.wait(left) == 0 {
                 let lost = self.used_idx() != self.next_used;
-                let what = if lost {
-                    "a completion without a call"
-                } else {
-                    "no completion"
-                };
+                let what = if lost { "a completion without a call" } else { "no completion" };
                 panic!("queue {}: {what} within {DEADLINE:?}", self.index);
             }
         }
@@ -367,13 +331,8 @@ impl Queue {
     /// Waits until the device has looked at everything offered: with EVENT_IDX it says so before it sleeps.
     #[track_caller]
     pub fn wait_popped(&self) {
-        assert!(
-            self.event_idx,
-            "only EVENT_IDX shows what a device has seen"
-        );
-        wait::until("the device pops what was offered", || {
-            self.avail_event() == self.next_avail
-        });
+        assert!(self.event_idx, "only EVENT_IDX shows what a device has seen");
+        wait::until("the device pops what was offered", || self.avail_event() == self.next_avail);
     }
 
     /// True when the device reports the queue broken in time.
@@ -384,10 +343,5 @@ impl Queue {
 
 fn plain(buffer: Buffer) -> Descriptor {
     let flags = if buffer.writable { WRITE } else { 0 };
-    Descriptor {
-        addr: buffer.addr,
-        len: buffer.len,
-        flags,
-        next: 0,
-    }
+    Descriptor { addr: buffer.addr, len: buffer.len, flags, next: 0 }
 }

@@ -76,11 +76,7 @@ pub struct Session {
 
 impl Session {
     pub fn new(connection: Connection) -> Self {
-        Self {
-            connection,
-            features: 0,
-            protocol_features: 0,
-        }
+        Self { connection, features: 0, protocol_features: 0 }
     }
 
     fn has(&self, protocol_feature: u64) -> bool {
@@ -95,22 +91,12 @@ impl Session {
         if self.connection.send(code, flags, payload, fds).is_err() {
             return Ack::Closed;
         }
-        let answer = if acknowledged {
-            self.connection.receive()
-        } else {
-            self.connection.ask(code::GET_FEATURES, &[])
-        };
+        let answer =
+            if acknowledged { self.connection.receive() } else { self.connection.ask(code::GET_FEATURES, &[]) };
         match answer {
             Ok(reply) if acknowledged => {
-                assert_eq!(
-                    reply.code, code,
-                    "the acknowledgement is of another message"
-                );
-                if reply.u64() == 0 {
-                    Ack::Accepted
-                } else {
-                    Ack::Refused
-                }
+                assert_eq!(reply.code, code, "the acknowledgement is of another message");
+                if reply.u64() == 0 { Ack::Accepted } else { Ack::Refused }
             }
             Ok(_) => Ack::Accepted,
             Err(NoReply::Closed) => Ack::Closed,
@@ -205,11 +191,7 @@ impl Session {
 
     /// REM_MEM_REG as old front-ends send it, with the descriptor of the region.
     pub fn rem_mem_reg_with_fd(&self, region: &Region) -> Ack {
-        self.tell(
-            code::REM_MEM_REG,
-            &single_region_bytes(&region.placement),
-            &[region.as_fd()],
-        )
+        self.tell(code::REM_MEM_REG, &single_region_bytes(&region.placement), &[region.as_fd()])
     }
 
     pub fn set_vring_num(&self, queue: u32, num: u32) -> Ack {
@@ -226,12 +208,7 @@ impl Session {
 
     pub fn set_vring_addr(&self, queue: u32, addresses: &VringAddresses) -> Ack {
         let mut payload = vring_state(queue, addresses.flags);
-        for address in [
-            addresses.descriptors,
-            addresses.used,
-            addresses.avail,
-            addresses.log,
-        ] {
+        for address in [addresses.descriptors, addresses.used, addresses.avail, addresses.log] {
             payload.extend(address.to_ne_bytes());
         }
         self.tell(code::SET_VRING_ADDR, &payload, &[])
@@ -259,11 +236,7 @@ impl Session {
     pub fn get_vring_base(&self, queue: u32) -> u16 {
         let reply = self.ask(code::GET_VRING_BASE, &vring_state(queue, 0));
         assert_eq!(reply.payload.len(), 8, "a vring state");
-        assert_eq!(
-            reply.payload[0..4],
-            queue.to_ne_bytes(),
-            "the base of another queue"
-        );
+        assert_eq!(reply.payload[0..4], queue.to_ne_bytes(), "the base of another queue");
         let base = u32::from_ne_bytes(reply.payload[4..8].try_into().expect("4 bytes"));
         u16::try_from(base).expect("the base of a split ring")
     }
@@ -271,30 +244,15 @@ impl Session {
     /// Asks for part of the config space; what comes back, empty when it is refused.
     #[track_caller]
     pub fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let reply = self.ask(
-            code::GET_CONFIG,
-            &config_bytes(offset, size, &vec![0; size as usize]),
-        );
-        assert_eq!(
-            reply.payload[0..4],
-            offset.to_ne_bytes(),
-            "the offset comes back as it was asked"
-        );
+        let reply = self.ask(code::GET_CONFIG, &config_bytes(offset, size, &vec![0; size as usize]));
+        assert_eq!(reply.payload[0..4], offset.to_ne_bytes(), "the offset comes back as it was asked");
         let replied = u32::from_ne_bytes(reply.payload[4..8].try_into().expect("4 bytes"));
-        assert_eq!(
-            replied as usize,
-            reply.payload.len() - 12,
-            "the size of a config reply"
-        );
+        assert_eq!(replied as usize, reply.payload.len() - 12, "the size of a config reply");
         reply.payload[12..].to_vec()
     }
 
     pub fn set_config(&self, offset: u32, data: &[u8]) -> Ack {
-        self.tell(
-            code::SET_CONFIG,
-            &config_bytes(offset, data.len() as u32, data),
-            &[],
-        )
+        self.tell(code::SET_CONFIG, &config_bytes(offset, data.len() as u32, data), &[])
     }
 
     pub fn set_backend_req_fd(&self, fd: BorrowedFd<'_>) -> Ack {
@@ -308,14 +266,7 @@ pub fn vring_state(queue: u32, num: u32) -> Vec<u8> {
 }
 
 fn region_bytes(placement: &Placement) -> Vec<u8> {
-    [
-        placement.guest,
-        placement.size,
-        placement.user,
-        placement.file_offset,
-    ]
-    .map(u64::to_ne_bytes)
-    .concat()
+    [placement.guest, placement.size, placement.user, placement.file_offset].map(u64::to_ne_bytes).concat()
 }
 
 /// The payload of ADD_MEM_REG and REM_MEM_REG.
@@ -324,11 +275,5 @@ pub fn single_region_bytes(placement: &Placement) -> Vec<u8> {
 }
 
 fn config_bytes(offset: u32, size: u32, data: &[u8]) -> Vec<u8> {
-    [
-        &offset.to_ne_bytes()[..],
-        &size.to_ne_bytes(),
-        &0u32.to_ne_bytes(),
-        data,
-    ]
-    .concat()
+    [&offset.to_ne_bytes()[..], &size.to_ne_bytes(), &0u32.to_ne_bytes(), data].concat()
 }

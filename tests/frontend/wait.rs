@@ -59,11 +59,7 @@ impl Event {
 
     /// Waits for a signal and takes it; 0 when `timeout` passes first.
     pub fn wait(&self, timeout: Duration) -> u64 {
-        if readable(&self.0, timeout) {
-            self.take()
-        } else {
-            0
-        }
+        if readable(&self.0, timeout) { self.take() } else { 0 }
     }
 }
 

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
 
 use super::wait::{self, DEADLINE};
@@ -71,12 +71,7 @@ impl Reply {
     /// The payload as one number.
     #[track_caller]
     pub fn u64(&self) -> u64 {
-        u64::from_ne_bytes(
-            self.payload
-                .as_slice()
-                .try_into()
-                .expect("a reply of 8 bytes"),
-        )
+        u64::from_ne_bytes(self.payload.as_slice().try_into().expect("a reply of 8 bytes"))
     }
 }
 
@@ -97,20 +92,12 @@ pub struct Connection {
 
 impl Connection {
     pub fn new(socket: UnixStream) -> Self {
-        socket
-            .set_write_timeout(Some(DEADLINE))
-            .expect("a timeout on a socket");
+        socket.set_write_timeout(Some(DEADLINE)).expect("a timeout on a socket");
         Self { socket }
     }
 
     /// Sends one message with the given flags on top of the version.
-    pub fn send(
-        &self,
-        code: u32,
-        flags: u32,
-        payload: &[u8],
-        fds: &[BorrowedFd<'_>],
-    ) -> io::Result<()> {
+    pub fn send(&self, code: u32, flags: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let size = u32::try_from(payload.len()).expect("a payload below 4 GiB");
         let mut bytes = header(code, VERSION | flags, size).to_vec();
         bytes.extend_from_slice(payload);
@@ -122,10 +109,7 @@ impl Connection {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(fds.len()))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
-            assert!(
-                control.push(SendAncillaryMessage::ScmRights(fds)),
-                "room for descriptors"
-            );
+            assert!(control.push(SendAncillaryMessage::ScmRights(fds)), "room for descriptors");
         }
         let mut sent = 0;
         while sent < bytes.len() {
@@ -148,11 +132,7 @@ impl Connection {
         self.receive_exactly(&mut header, end)?;
         let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes"));
         let (code, flags, size) = (word(0), word(4), word(8));
-        assert_eq!(
-            flags & (VERSION | REPLY),
-            VERSION | REPLY,
-            "flags of the reply to message {code}"
-        );
+        assert_eq!(flags & (VERSION | REPLY), VERSION | REPLY, "flags of the reply to message {code}");
         assert!(size <= 4096, "a reply of {size} bytes to message {code}");
         let mut payload = vec![0; size as usize];
         self.receive_exactly(&mut payload, end)?;
@@ -168,12 +148,7 @@ impl Connection {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut part = [IoSliceMut::new(&mut buffer[got..])];
-            match recvmsg(
-                &self.socket,
-                &mut part,
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            ) {
+            match recvmsg(&self.socket, &mut part, &mut control, RecvFlags::CMSG_CLOEXEC) {
                 Ok(received) if received.bytes > 0 => got += received.bytes,
                 Ok(_) | Err(rustix::io::Errno::CONNRESET) => return Err(NoReply::Closed),
                 Err(rustix::io::Errno::INTR) => {}
@@ -219,9 +194,7 @@ impl Connection {
 
     /// How long a blocked send may take before it fails.
     pub fn set_write_timeout(&self, timeout: Duration) {
-        self.socket
-            .set_write_timeout(Some(timeout))
-            .expect("a timeout on a socket");
+        self.socket.set_write_timeout(Some(timeout)).expect("a timeout on a socket");
     }
 }
 
