@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use blockport_block::aio::{AioRemote, reserve_locals};
 use blockport_block::{BlockBackend, BlockDevOps, OpenResult};
-use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_ID_BYTES};
+use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_ID_BYTES};
 
 use crate::config_space::{self, CONFIG_BYTES, RangeLimits, WRITEBACK_OFFSET, bit};
 use crate::server::Server;
@@ -177,6 +177,7 @@ impl VhostUserBlkExport {
         let device = Arc::new(DeviceModel {
             serial,
             writable: settings.writable,
+            can_discard: features & bit(VIRTIO_BLK_F_DISCARD) != 0 || !settings.writable,
             block_size: settings.logical_block_size,
             ranges: RangeLimits::new(&backend.limits(), settings.logical_block_size),
         });

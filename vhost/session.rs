@@ -31,6 +31,9 @@ use crate::virtqueue::{RingFeatures, RingLayout, VirtQueue};
 /// VHOST_F_LOG_ALL: changes with the migration, not with the rings.
 const F_LOG_ALL: u32 = 26;
 
+/// Why a guest driver without VIRTIO_F_VERSION_1 is refused.
+const LEGACY: &str = "VIRTIO_F_VERSION_1 is not accepted, and devices older than virtio 1.0 are not offered";
+
 /// All that was negotiated with one front-end. Plain data: what a later process would need to go on with it.
 #[derive(Default)]
 pub(crate) struct SessionState {
@@ -160,9 +163,7 @@ impl Session {
     /// Starts a ring on its iothread.
     fn start(&self, state: &mut SessionState, index: usize) -> Result<()> {
         if state.features & bit(VIRTIO_F_VERSION_1) == 0 {
-            return Err(refuse(
-                "the guest driver did not accept VIRTIO_F_VERSION_1; devices older than virtio 1.0 are not offered",
-            ));
+            return Err(refuse(LEGACY));
         }
         let features = RingFeatures {
             event_idx: state.features & bit(VIRTIO_RING_F_EVENT_IDX) != 0,
@@ -318,6 +319,9 @@ impl VhostUserBackendReqHandler for Session {
             }
             if features & bit(F_LOG_ALL) != 0 {
                 return Err(refuse("logging for live migration was not offered"));
+            }
+            if features & bit(VIRTIO_F_VERSION_1) == 0 {
+                return Err(refuse(LEGACY));
             }
             let changed = (features ^ state.features) & !bit(F_LOG_ALL);
             if changed != 0 && state.vrings.iter().any(|vring| vring.started) {

@@ -27,6 +27,8 @@ const SEGMENT_BYTES: usize = 16;
 pub(crate) struct DeviceModel {
     pub(crate) serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
     pub(crate) writable: bool,
+    /// Whether a discard is a request that the device knows; one on a read-only disk is known and refused.
+    pub(crate) can_discard: bool,
     /// In bytes, a power of two, at least 512.
     pub(crate) block_size: u32,
     pub(crate) ranges: RangeLimits,
@@ -133,7 +135,7 @@ pub(crate) fn start(mut chain: Chain, device: &DeviceModel, channel: &Rc<Backend
             // At most 20.
             return Started::Done { chain, written: copied as u32 + u32::from(whole) };
         }
-        VIRTIO_BLK_T_DISCARD => device.discard(data_out, channel),
+        VIRTIO_BLK_T_DISCARD if device.can_discard => device.discard(data_out, channel),
         VIRTIO_BLK_T_WRITE_ZEROES => device.write_zeroes(data_out, channel),
         _ => Err(Refusal::Unsupported),
     };

@@ -261,7 +261,7 @@ mod tests {
     fn config(args: &[&str]) -> Result<Config, UsageError> {
         match options::parse(["blockport", "serve"].iter().chain(args))? {
             Invocation::Start(config) => Ok(config),
-            other => panic!("{text}"),
+            other => panic!("{other:?}"),
         }
     }
 
