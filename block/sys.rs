@@ -1,12 +1,14 @@
-//! Thin wrappers of system calls that the standard library lacks. They turn raw results into `io::Result` and nothing
-//! else: no retry, no policy, no state.
+//! Thin wrappers of system calls that the standard library lacks, and [`Mapping`], memory from the kernel. They turn
+//! raw results into `io::Result` and nothing else: no retry, no policy.
 #![allow(unsafe_code)] // System calls take raw addresses; each block says why they are valid.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::iovec::IoVec;
+use crate::iovec::{IoVec, is_zero, total_len};
 
 /// The file system types (`f_type` of statfs) that callers ask about.
 pub(crate) const TMPFS_MAGIC: i64 = libc::TMPFS_MAGIC;
@@ -189,4 +191,149 @@ fn flock(kind: libc::c_int, byte: u64) -> io::Result<libc::flock> {
         l_len: 1,
         l_pid: 0,
     })
+}
+
+/// Zeroed memory of our own, straight from the kernel: pages that were never written take no room, and may be given
+/// back one by one. Any number of threads may use any part of it at once, without a lock: bytes are only ever copied in
+/// and out, never referred to, so that two who use the same bytes at once get a mixture of both, as with a real disk.
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    /// Bytes of address space, a multiple of the page size.
+    reserved: usize,
+    /// How many of them are memory. It only grows, so that whoever has checked a range may go on to use it.
+    usable: AtomicUsize,
+    page: usize,
+}
+
+// SAFETY: it owns its memory, and every access goes through raw copies that assume nothing about other threads.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Reserves address space for `bytes` (at least 1), none of it usable yet.
+    pub(crate) fn reserve(bytes: u64) -> io::Result<Self> {
+        let too_big = || io::Error::from_raw_os_error(libc::ENOMEM);
+        // SAFETY: no memory is passed.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let reserved = usize::try_from(bytes.max(1)).map_err(|_| too_big())?;
+        let reserved = reserved.checked_next_multiple_of(page).ok_or_else(too_big)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(too_big)?;
+        Ok(Self { base, reserved, usable: AtomicUsize::new(0), page })
+    }
+
+    /// Makes the first `bytes` usable, and the rest of their last page with them. What is usable stays so. ENOMEM where
+    /// that is more than was reserved.
+    pub(crate) fn make_usable(&self, bytes: u64) -> io::Result<()> {
+        let too_big = || io::Error::from_raw_os_error(libc::ENOMEM);
+        let bytes = usize::try_from(bytes).map_err(|_| too_big())?;
+        let bytes = bytes.checked_next_multiple_of(self.page).ok_or_else(too_big)?;
+        if bytes > self.reserved {
+            return Err(too_big());
+        }
+        // SAFETY: the range is the beginning of our own mapping; access is only ever added.
+        check(unsafe { libc::mprotect(self.base.as_ptr().cast(), bytes, libc::PROT_READ | libc::PROT_WRITE) })?;
+        self.usable.fetch_max(bytes, Ordering::Release);
+        Ok(())
+    }
+
+    /// Where `bytes` from `offset` on lie; `None` unless all of them are usable.
+    fn place(&self, offset: u64, bytes: u64) -> Option<(*mut u8, usize)> {
+        let (offset, bytes) = (usize::try_from(offset).ok()?, usize::try_from(bytes).ok()?);
+        let end = offset.checked_add(bytes)?;
+        (end <= self.usable.load(Ordering::Acquire)).then(|| (self.base.as_ptr().wrapping_add(offset), bytes))
+    }
+
+    /// Copies from `offset` on into `iov`. False, and nothing done, where that is not usable.
+    pub(crate) fn read(&self, offset: u64, iov: &[IoVec]) -> bool {
+        let Some((mut from, _)) = self.place(offset, total_len(iov)) else { return false };
+        for v in iov {
+            // SAFETY: `place` has checked the sum of the lengths, the other side is valid by the promise of
+            // `IoVec::new`; nobody holds a reference to either.
+            unsafe { std::ptr::copy(from, v.base(), v.len()) };
+            from = from.wrapping_add(v.len());
+        }
+        true
+    }
+
+    /// Copies `iov` to `offset` on. False, and nothing done, where that is not usable.
+    pub(crate) fn write(&self, offset: u64, iov: &[IoVec]) -> bool {
+        let Some((mut to, _)) = self.place(offset, total_len(iov)) else { return false };
+        for v in iov {
+            // SAFETY: as in `read`.
+            unsafe { std::ptr::copy(v.base(), to, v.len()) };
+            to = to.wrapping_add(v.len());
+        }
+        true
+    }
+
+    /// Writes zeroes. False, and nothing done, where the range is not usable.
+    pub(crate) fn zero(&self, offset: u64, bytes: u64) -> bool {
+        let Some((at, bytes)) = self.place(offset, bytes) else { return false };
+        // SAFETY: `place` has checked the range, and nobody holds a reference to it.
+        unsafe { std::ptr::write_bytes(at, 0, bytes) };
+        true
+    }
+
+    /// Zeroes a range and gives its whole pages back. False, and nothing done, where the range is not usable.
+    pub(crate) fn give_back(&self, offset: u64, bytes: u64) -> bool {
+        let Some((at, bytes)) = self.place(offset, bytes) else { return false };
+        let head = at.align_offset(self.page).min(bytes);
+        let pages = (bytes - head) / self.page * self.page;
+        let first_page = at.wrapping_add(head);
+        // SAFETY: whole pages of our own within the range that `place` has checked; private anonymous memory reads as
+        // zeroes after this.
+        let given = unsafe { libc::madvise(first_page.cast(), pages, libc::MADV_DONTNEED) };
+        // It is refused for locked memory, which is zeroed like the two ends.
+        let rest = if given == 0 { head + pages } else { head };
+        // SAFETY: both lie within the range that `place` has checked, and nobody holds a reference to it.
+        unsafe {
+            std::ptr::write_bytes(at, 0, head);
+            std::ptr::write_bytes(at.wrapping_add(rest), 0, bytes - rest);
+        }
+        true
+    }
+
+    /// Whether the range holds zeroes only. False also where it is not usable.
+    pub(crate) fn is_zero(&self, offset: u64, bytes: u64) -> bool {
+        let Some((at, bytes)) = self.place(offset, bytes) else { return false };
+        // SAFETY: `place` has checked the range, and the piece goes no further than this call.
+        is_zero(&[unsafe { IoVec::new(at, bytes) }])
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `reserve` mapped; whoever uses it borrows it, so nobody does.
+        let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.reserved) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iovec::AlignedBuffer;
+
+    #[test]
+    fn a_mapping_checks_ranges_grows_and_gives_pages_back() {
+        let mapping = Mapping::reserve(1 << 20).expect("address space is plenty");
+        mapping.make_usable(10_000).expect("it was reserved");
+        let mut data = AlignedBuffer::new(10_000, 1);
+        data.fill_from(&[7; 10_000]);
+        assert!(mapping.write(0, &[data.iov().part(0, 1), data.iov().part(1, 9_999)]));
+        assert!(!mapping.write(3 * 4096 - 1, &[data.iov().part(0, 2)]), "past the last usable page");
+        assert!(!mapping.zero(u64::MAX, 2) && !mapping.read(1 << 20, &[data.iov()]));
+        assert!(mapping.give_back(100, 9_000));
+        assert!(mapping.is_zero(100, 9_000) && !mapping.is_zero(99, 1) && !mapping.is_zero(9_100, 1));
+        assert!(mapping.give_back(98, 1) && mapping.is_zero(98, 1) && !mapping.is_zero(97, 1));
+        mapping.make_usable(1 << 20).expect("it was reserved");
+        assert!(mapping.is_zero(10_000, (1 << 20) - 10_000));
+        assert!(mapping.make_usable((1 << 20) + 1).is_err());
+    }
 }

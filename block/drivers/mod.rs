@@ -1,6 +1,7 @@
 //! The register of block drivers: `mod` lines and one table, nothing else.
 
 mod file;
+mod memory;
 mod null;
 mod raw;
 
@@ -38,7 +39,7 @@ pub struct DriverRow {
 }
 
 /// All drivers.
-pub const DRIVERS: &[DriverRow] = &[file::ROW, null::ROW, raw::ROW];
+pub const DRIVERS: &[DriverRow] = &[file::ROW, memory::ROW, null::ROW, raw::ROW];
 
 /// The driver of that name.
 pub fn find(name: &str) -> Option<&'static DriverRow> {
