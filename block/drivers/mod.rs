@@ -1,5 +1,6 @@
 //! The register of block drivers: `mod` lines and one table, nothing else.
 
+mod blkdebug;
 mod file;
 mod memory;
 mod null;
@@ -39,7 +40,7 @@ pub struct DriverRow {
 }
 
 /// All drivers.
-pub const DRIVERS: &[DriverRow] = &[file::ROW, memory::ROW, null::ROW, raw::ROW];
+pub const DRIVERS: &[DriverRow] = &[blkdebug::ROW, file::ROW, memory::ROW, null::ROW, raw::ROW];
 
 /// The driver of that name.
 pub fn find(name: &str) -> Option<&'static DriverRow> {
