@@ -31,6 +31,8 @@ pub struct BlockBackend {
     device: Mutex<Option<Arc<dyn BlockDevOps>>>,
     write_cache: AtomicBool,
     quiesced: Mutex<u32>,
+    /// Whether that is above 0, for channels that are made meanwhile.
+    is_quiesced: AtomicBool,
     channels: Mutex<Vec<ChannelHandle>>,
 }
 
@@ -50,6 +52,7 @@ impl BlockBackend {
             device: Mutex::default(),
             write_cache: AtomicBool::new(true),
             quiesced: Mutex::default(),
+            is_quiesced: AtomicBool::new(false),
             channels: Mutex::default(),
         })
     }
@@ -191,6 +194,7 @@ impl BlockBackend {
         if *quiesced > 1 {
             return;
         }
+        self.is_quiesced.store(true, Ordering::Release);
         let device = self.device();
         if let Some(device) = &device {
             device.drained_begin();
@@ -218,6 +222,7 @@ impl BlockBackend {
         if *quiesced > 0 {
             return;
         }
+        self.is_quiesced.store(false, Ordering::Release);
         let number = self.number;
         for remote in self.remotes() {
             remote.post(move |context| {
@@ -277,7 +282,7 @@ impl BlockBackend {
         let channel = Rc::new(BackendChannel {
             root: RefCell::new(root),
             in_flight: Cell::new(0),
-            quiesced: Cell::new(false),
+            quiesced: Cell::new(self.is_quiesced.load(Ordering::Acquire)),
             parked: RefCell::default(),
             idle: RefCell::default(),
             accounting,
