@@ -172,8 +172,11 @@ impl Node {
     /// Changes the size. Its backends must be drained; they tell their devices afterwards.
     ///
     /// # Errors
-    /// The driver cannot, or the host refuses; the size is what it was.
+    /// No disk is that long, the driver cannot, or the host refuses; the size is what it was.
     pub fn resize(&self, bytes: u64) -> OpenResult {
+        if bytes > i64::MAX as u64 {
+            return Err(OpenError(format!("node \"{}\": {bytes} bytes are more than a disk can have", self.name())));
+        }
         self.driver.resize(bytes).map_err(|e| e.context(format_args!("node \"{}\"", self.name())))?;
         self.refresh();
         Ok(())
