@@ -1,0 +1,120 @@
+//! Fixtures: for every driver of the register at least one way to open it. A new driver gets its lines here, and every
+//! check of the conformance suite runs on it.
+
+use super::{TempDir, open};
+
+/// A node to be opened, with whatever it stands on.
+pub struct Fixture {
+    /// What failures are reported under.
+    pub name: &'static str,
+    /// The driver that it is for.
+    pub driver: &'static str,
+    /// How to open it, as key=value.
+    pub options: String,
+    /// Reads give what was written.
+    pub keeps: bool,
+    /// So they do after closing and opening again.
+    pub persists: bool,
+    /// It can change its size.
+    pub resizes: bool,
+    _place: Option<TempDir>,
+}
+
+const PLAIN: Fixture =
+    Fixture { name: "", driver: "", options: String::new(), keeps: true, persists: false, resizes: true, _place: None };
+
+/// One fixture of each kind, about `size` bytes long: exactly that long where the driver has no unit of its own.
+pub fn all(size: u64) -> Vec<Fixture> {
+    let mut all = vec![
+        Fixture {
+            name: "null-co",
+            driver: "null-co",
+            options: format!("null-co,read-zeroes=on,size={size}"),
+            keeps: false,
+            ..PLAIN
+        },
+        Fixture {
+            name: "null-co with latency",
+            driver: "null-co",
+            options: format!("null-co,read-zeroes=on,latency-ns=20000,size={size}"),
+            keeps: false,
+            ..PLAIN
+        },
+        Fixture { name: "memory", driver: "memory", options: format!("memory,size={size}"), ..PLAIN },
+        on_file("file, buffered", "file", TempDir::on_disk(), size, |path| format!("file,filename={path}")),
+        on_file("file, direct", "file", TempDir::on_disk(), size, |path| {
+            format!("file,cache.direct=on,aio=native,filename={path}")
+        }),
+        on_file("file, unsafe", "file", TempDir::on_disk(), size, |path| {
+            format!("file,cache.no-flush=on,locking=off,filename={path}")
+        }),
+        on_file("file, tmpfs", "file", TempDir::in_memory(), size, |path| format!("file,filename={path}")),
+        on_file("raw on a direct file", "raw", TempDir::on_disk(), size, |path| {
+            format!("raw,cache.direct=on,file.driver=file,file.filename={path}")
+        }),
+        on_file("raw from an offset on", "raw", TempDir::in_memory(), size + 1536, |path| {
+            format!("raw,offset=1536,file.driver=file,file.filename={path}")
+        }),
+        on_file("raw window of a direct file", "raw", TempDir::on_disk(), size + 8192, |path| {
+            let size = size / 512 * 512;
+            format!("raw,offset=2560,size={size},cache.direct=on,file.driver=file,file.filename={path}")
+        }),
+        Fixture {
+            name: "raw window of a demanding node",
+            driver: "raw",
+            options: format!(
+                "raw,offset=1536,size={},file.driver=blkdebug,file.align=4096,file.image.driver=memory,\
+                 file.image.size={}",
+                size / 512 * 512,
+                size + 16384
+            ),
+            resizes: false,
+            ..PLAIN
+        },
+        Fixture {
+            name: "blkdebug",
+            driver: "blkdebug",
+            options: format!("blkdebug,image.driver=memory,image.size={size}"),
+            ..PLAIN
+        },
+        Fixture {
+            name: "blkdebug, demanding",
+            driver: "blkdebug",
+            options: format!(
+                "blkdebug,align=4096,max-transfer=12K,opt-write-zero=8K,max-write-zero=20K,opt-discard=4K,\
+                 max-discard=16K,delay.0.iotype=write,delay.0.ns=100,delay.0.sector=64,image.driver=memory,\
+                 image.size={size}"
+            ),
+            ..PLAIN
+        },
+        on_file("blkdebug on a direct file", "blkdebug", TempDir::on_disk(), size, |path| {
+            format!(
+                "blkdebug,max-transfer=1536,align=512,cache.direct=on,image.driver=raw,image.file.driver=file,\
+                 image.file.filename={path}"
+            )
+        }),
+    ];
+    for fixture in &mut all {
+        fixture.resizes &= fixture.name != "raw window of a direct file";
+    }
+    // The project may be built where there is no direct I/O.
+    all.retain(|fixture| {
+        let refused = open(&fixture.options).err().filter(|error| error.0.contains("does not do direct I/O"));
+        if let Some(error) = &refused {
+            eprintln!("skipped: \"{}\": {error}", fixture.name);
+        }
+        refused.is_none()
+    });
+    all
+}
+
+fn on_file(
+    name: &'static str,
+    driver: &'static str,
+    place: TempDir,
+    size: u64,
+    options: impl FnOnce(&str) -> String,
+) -> Fixture {
+    let path = place.file("disk", size);
+    Fixture { name, driver, options: options(&path), persists: true, _place: Some(place), ..PLAIN }
+}
