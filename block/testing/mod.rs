@@ -80,7 +80,7 @@ pub fn opened(options: &str) -> (Graph, Arc<Node>) {
 
 /// A writer that shares nothing, as a device is.
 pub fn writer() -> Permissions {
-    Permissions::device(true, false)
+    Permissions::device(true)
 }
 
 /// A user of `node` that writes in units of `granularity` bytes.

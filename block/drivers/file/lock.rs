@@ -177,17 +177,25 @@ mod tests {
         FileLocks::new(Locking::On, "file \"x\"", fd).expect("this host has OFD locks")
     }
 
+    fn device(writable: bool, share_writes: bool) -> Permissions {
+        let shared = match share_writes {
+            true => PermissionSet::ALL,
+            false => PermissionSet::CONSISTENT_READ | PermissionSet::WRITE_UNCHANGED,
+        };
+        Permissions { shared, ..Permissions::device(writable) }
+    }
+
     #[test]
     fn a_second_writer_is_refused_until_the_first_lets_go() {
         let (a, b) = opened_twice("writers");
         let (mut first, mut second) = (locks(&a), locks(&b));
-        let writer = Permissions::device(true, false);
+        let writer = device(true, false);
         first.set(&a, writer).expect("nobody else is there");
         first.set(&a, writer).expect("our own locks are no objection");
         let error = second.set(&b, writer).expect_err("the first one does not share writing");
         assert!(error.0.contains("file \"x\"") && error.0.contains("\"write\"") && error.0.contains("another process"));
-        assert!(second.set(&b, Permissions::device(false, false)).is_err(), "a reader that shares no writing");
-        second.set(&b, Permissions::device(false, true)).expect("a reader that shares writing");
+        assert!(second.set(&b, device(false, false)).is_err(), "a reader that shares no writing");
+        second.set(&b, device(false, true)).expect("a reader that shares writing");
         first.set(&a, Permissions::UNUSED).expect("less is never refused");
         second.set(&b, writer).expect("the first one has let go");
     }
@@ -196,10 +204,10 @@ mod tests {
     fn a_refused_change_leaves_the_locks_as_they_were() {
         let (a, b) = opened_twice("unchanged");
         let (mut first, mut second) = (locks(&a), locks(&b));
-        let reader = Permissions::device(false, false);
+        let reader = device(false, false);
         first.set(&a, reader).expect("nobody else is there");
         second.set(&b, reader).expect("readers live side by side");
-        first.set(&a, Permissions::device(true, false)).expect_err("the other reader does not share writing");
+        first.set(&a, device(true, false)).expect_err("the other reader does not share writing");
         second.set(&b, Permissions::UNUSED).expect("less is never refused");
         // Had the refused write lock stayed, this reader would be refused now.
         second.set(&b, reader).expect("the first one is a reader still");

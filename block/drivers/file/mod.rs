@@ -24,7 +24,7 @@ use crate::error::{OpenError, OpenResult};
 use crate::graph::OpenContext;
 use crate::limits::BlockLimits;
 use crate::options::Options;
-use crate::permissions::Permissions;
+use crate::permissions::{PermissionSet, Permissions};
 use crate::sys;
 
 pub(super) const ROW: DriverRow = DriverRow {
@@ -141,9 +141,14 @@ impl File {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be locked for these users.
+    /// What is to be locked for these users. What they share with each other in this process, other processes do not
+    /// get: nobody else writes to a file in use or changes its size, unless the user said so.
     fn to_lock(&self, permissions: Permissions) -> Permissions {
-        let shared = if self.force_share { Permissions::UNUSED.shared } else { permissions.shared };
+        let shared = match (self.force_share, permissions == Permissions::UNUSED) {
+            (true, _) => PermissionSet::ALL,
+            (false, true) => permissions.shared,
+            (false, false) => permissions.shared.without(PermissionSet::WRITE | PermissionSet::RESIZE),
+        };
         Permissions { shared, ..permissions }
     }
 

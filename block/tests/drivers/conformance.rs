@@ -123,7 +123,7 @@ fn a_read_only_node_is_read_and_never_written() {
         assert!(node.is_read_only());
         let refused = BlockBackend::with_root("writer", node.clone(), writer()).err().expect("nobody may write");
         assert!(refused.0.contains("read-only"), "{refused}");
-        let reader = Permissions::device(false, false);
+        let reader = Permissions::device(false);
         let backend = BlockBackend::with_root("reader", node, reader).expect("reading is allowed");
         let context = context();
         let channel = backend.channel(&context).expect("the node is active");
