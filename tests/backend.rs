@@ -84,7 +84,7 @@ impl Setup {
 
     /// A disk that answers at once and holds nothing.
     pub fn null(size: u64) -> Self {
-        Self::new("d0", &[&format!("driver=null-co,node-name=d0,read-zeroes=on,size={size}")])
+        Self::new("d0", &[&format!("driver=null-co,node-name=d0,read-zeroes=on,discard=unmap,size={size}")])
     }
 
     /// The same, every request taking `latency`.

@@ -108,7 +108,8 @@ fn a_front_end_that_starts_without_asking_runs_write_through_on_a_new_daemon() {
 #[test]
 fn a_flush_that_the_host_fails_is_an_error() {
     let image = Image::empty(1 << 20);
-    let rules = "inject-error.0.event=none,inject-error.0.iotype=flush,inject-error.0.errno=5";
+    // Once, as a daemon whose last flush fails ends with an error.
+    let rules = "inject-error.0.event=none,inject-error.0.iotype=flush,inject-error.0.errno=5,inject-error.0.once=on";
     let backend = Setup::faulty(image.path(), rules).start();
     let mut device = backend.device(&Profile::qemu());
     assert_eq!(device.queue().request(&Request::write(0, &pattern(1, 512))).status, OK);
@@ -118,7 +119,7 @@ fn a_flush_that_the_host_fails_is_an_error() {
 #[test]
 fn the_cache_is_flushed_before_it_is_switched_off() {
     let image = Image::empty(1 << 20);
-    let rules = "inject-error.0.event=none,inject-error.0.iotype=flush,inject-error.0.errno=5";
+    let rules = "inject-error.0.event=none,inject-error.0.iotype=flush,inject-error.0.errno=5,inject-error.0.once=on";
     let backend = Setup::faulty(image.path(), rules).start();
     let mut device = backend.device(&Profile::qemu());
     device.queue().write(0, &pattern(1, 512));

@@ -87,8 +87,8 @@ impl ExportState {
     pub(crate) fn set_config(&self, offset: u32, bytes: &[u8], features: u64) -> Result<(), String> {
         match bytes {
             [value @ (0 | 1)] if offset == WRITEBACK_OFFSET && features & bit(VIRTIO_BLK_F_CONFIG_WCE) != 0 => {
-                self.write_cache.set(*value == 1, &self.backend);
-                Ok(())
+                let flushed = self.write_cache.set(*value == 1, &self.backend);
+                flushed.map_err(|e| format!("the write cache stays on, as flushing it failed: {e}"))
             }
             [_] if offset == WRITEBACK_OFFSET => Err("writeback takes 0 or 1, after CONFIG_WCE was accepted".into()),
             _ => Err(format!("{} bytes at {offset:#x}: only writeback can be set", bytes.len())),

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blockport_block::BlockBackend;
+use blockport_block::{BlockBackend, BlockResult};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 
 use crate::config_space::bit;
@@ -72,10 +72,18 @@ impl WriteCache {
     }
 
     /// The guest driver sets the value.
-    pub(crate) fn set(&self, on: bool, backend: &Arc<BlockBackend>) {
+    ///
+    /// # Errors
+    /// What was written before could not be made stable, so the cache stays on.
+    pub(crate) fn set(&self, on: bool, backend: &Arc<BlockBackend>) -> BlockResult {
         let mut state = self.state();
-        state.value = Some(on);
-        self.apply(&state, backend);
+        let before = state.value.replace(on);
+        let result = self.try_apply(&state, backend);
+        if result.is_err() {
+            state.value = before;
+            backend.set_write_cache(true);
+        }
+        result
     }
 
     fn effective(&self, state: &State) -> bool {
@@ -85,14 +93,17 @@ impl WriteCache {
     }
 
     fn apply(&self, state: &State, backend: &Arc<BlockBackend>) {
-        let (was, now) = (backend.write_cache(), self.effective(state));
-        backend.set_write_cache(now);
-        if was
-            && !now
-            && let Err(error) = backend.flush_blocking()
-        {
+        if let Err(error) = self.try_apply(state, backend) {
             tracing::error!("\"{}\": flushing while the write cache goes off: {error}", backend.name());
         }
+    }
+
+    /// Hands the value to the backend. When it goes off, writes that start from now on are stable by themselves, and
+    /// those before are flushed.
+    fn try_apply(&self, state: &State, backend: &Arc<BlockBackend>) -> BlockResult {
+        let (was, now) = (backend.write_cache(), self.effective(state));
+        backend.set_write_cache(now);
+        if was && !now { backend.flush_blocking() } else { Ok(()) }
     }
 }
 
@@ -114,7 +125,7 @@ mod tests {
         assert!(cache.value() && backend.write_cache());
         cache.negotiated(WCE, &backend);
         assert!(!cache.value(), "without FLUSH it starts off");
-        cache.set(true, &backend);
+        cache.set(true, &backend).expect("nothing to flush");
         assert!(cache.value(), "but can be switched on");
     }
 
@@ -123,7 +134,7 @@ mod tests {
         let (cache, backend) = (WriteCache::new(true), BlockBackend::new("b"));
         cache.config_read(&backend);
         cache.first_start(true, FLUSH | WCE, &backend);
-        cache.set(false, &backend);
+        cache.set(false, &backend).expect("nothing to flush");
         cache.connected();
         cache.first_start(false, FLUSH | WCE, &backend);
         assert!(!backend.write_cache(), "a reconnect");
