@@ -15,10 +15,11 @@ IDLE_WINDOW_S = 0.5
 
 
 def busy_seconds():
-    """CPU time that was not idle since boot, of all CPUs, the hypervisor's share included."""
+    """CPU time since boot that programs, or other machines on this hardware, used. Not interrupts: while we measure
+    they are ours."""
     fields = [int(field) for field in pathlib.Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    user, nice, system, _idle, _iowait, irq, softirq, steal = fields[:8]
-    return (user + nice + system + irq + softirq + steal) * TICK_S
+    user, nice, system, _idle, _iowait, _irq, _softirq, steal = fields[:8]
+    return (user + nice + system + steal) * TICK_S
 
 
 def process_seconds(pid):
@@ -46,6 +47,7 @@ def wait_until_idle(timeout, tell):
 
 
 def file_system(path):
+    """As stat names it: ext4 is "ext2/ext3"."""
     return subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -54,7 +56,7 @@ def facts(args, files):
     cpu = next((line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.machine())
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "kernel": platform.release(),
         "cpu": cpu,
         "cpus": os.cpu_count(),

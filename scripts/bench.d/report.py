@@ -1,6 +1,7 @@
 """Samples as a table in Markdown and as JSON. It measures and judges nothing."""
 
 import json
+import statistics
 
 import measures
 
@@ -13,9 +14,11 @@ def markdown(args, facts, plan, samples, floors, verdicts, missing):
         "",
         f"{facts['time']}, {facts['cpus']} × {facts['cpu']}, Linux {facts['kernel']}, commit {facts['commit']}; "
         f"{facts['qemu_storage_daemon'] or 'no qemu-storage-daemon'}; {facts['fio'] or 'no fio'}.",
-        f"4k, one queue, client waiting by {args.wait}; {args.rounds} interleaved rounds of {args.runtime:g} s; "
+        f"Files: {', '.join(f'{name} on {kind}' for name, kind in facts['file_systems'].items()) or 'none'}.",
+        f"4k, one queue, client waiting by {args.wait}; {args.rounds} interleaved rounds, {args.runtime:g} s a run; "
         f"pinning: daemons {args.daemon_cpus or 'none'}, client {args.client_cpus or 'none'}. "
-        f"Eventfd ping-pong: {span(floors)} round trips/s.",
+        f"Floors: eventfd ping-pong {span(floors, 'eventfd_round_trips_per_s')} round trips/s, "
+        f"cache line hand-over {span(floors, 'cache_line_ns')} ns.",
     ]
     if args.quick:
         lines += ["", "**One short round: to see that everything works, not to quote.**"]
@@ -34,7 +37,7 @@ def markdown(args, facts, plan, samples, floors, verdicts, missing):
 
 
 def row_table(row, able, samples):
-    head = ["target", "IOPS", "spread", "CPU ns/request", "p50 µs", "p99 µs", "longest gap ms", "to blockport", "clean"]
+    head = ["target", "IOPS", "spread", "CPU ns/request", "p50 µs", "p99 µs", "longest gap ms", "of blockport's IOPS", "clean runs"]
     table = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     for target in able:
         everything = measures.of(samples, row.name, target.name)
@@ -52,7 +55,7 @@ def row_table(row, able, samples):
             number(measures.median(used, "latency_ns_p50"), 1e3, 1),
             number(measures.median(used, "latency_ns_p99"), 1e3, 1),
             number(measures.median(used, "gap_ns_max"), 1e6, 1),
-            f"{measures.statistics.median(ratios):.2f} ×" if ratios else "",
+            f"{statistics.median(ratios):.2f} ×" if ratios else "",
             f"{sum(sample['clean'] for sample in everything)}/{len(everything)}",
         ]) + " |")
     return table
@@ -62,20 +65,21 @@ def number(value, divisor=1, digits=0):
     return "" if value is None else f"{value / divisor:,.{digits}f}"
 
 
-def span(values):
+def span(floors, name):
+    values = [floor[name] for floor in floors]
     return f"{min(values):,.0f}–{max(values):,.0f}"
 
 
 def write(directory, facts, text, args, samples, floors, verdicts, missing):
     """Writes both files and returns their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    stem = "bench-" + facts["time"].replace(":", "").replace("+", "Z")
+    stem = "bench-" + facts["time"].replace(":", "")
     markdown_path, data_path = directory / f"{stem}.md", directory / f"{stem}.json"
     markdown_path.write_text(text)
     data = {
         "facts": facts,
         "options": {name: str(value) for name, value in vars(args).items()},
-        "eventfd_round_trips_per_s": floors,
+        "floors": floors,
         "samples": samples,
         "measures": verdicts,
         "left_out": missing,

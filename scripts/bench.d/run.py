@@ -21,7 +21,7 @@ class Failed(Exception):
 
 
 def all_rounds(args, plan, files):
-    """Every target of every row in every round: the samples, and the eventfd floor of each round."""
+    """Every target of every row in every round: the samples, and the floors of each round."""
     samples, floors = [], []
     total = args.rounds * sum(len(able) for _, able in plan)
     for number in range(args.rounds):
@@ -100,13 +100,13 @@ def fio(args, row, target, file):
 
 
 def floor(args):
-    """Round trips a second of two threads that wake each other: what sleeping costs here and now."""
+    """What waking a thread and handing over a cache line cost here and now."""
     argv = [args.bin_dir / "blockport", "bench", "--floor", "--runtime", str(min(args.runtime, 1.0)), "--json"]
     try:
         result = subprocess.run(argv, capture_output=True, check=False)
     except OSError as error:
         raise Failed(f"{argv[0]}: {error.strerror}; build it: cargo build --release --workspace") from error
-    return parse(argv, result)["eventfd_round_trips_per_s"]
+    return parse(argv, result)
 
 
 def watched(argv, daemon_pid):

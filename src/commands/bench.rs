@@ -81,7 +81,8 @@ pub struct BenchArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Measure instead how often two threads can wake each other over eventfds: no sleeping client is faster
+    /// Measure instead how fast two threads can wake each other over eventfds and hand over a cache line: no client of
+    /// this machine is faster
     #[arg(long, conflicts_with_all = ["socket", "rw", "verify", "requests", "daemon_pid"])]
     floor: bool,
 }
@@ -114,13 +115,16 @@ pub fn run(args: BenchArgs) -> Result<(), Box<dyn Error>> {
 }
 
 fn run_floor(args: &BenchArgs) -> Result<(), Box<dyn Error>> {
-    let runtime = args.runtime.unwrap_or(Duration::from_secs(2));
+    let runtime = args.runtime.unwrap_or(Duration::from_secs(2)) / 2;
     let rate = floor::round_trips_per_second(runtime)?;
+    let line_ns = floor::cache_line_ns(runtime);
     if args.json {
-        println!("{}", serde_json::json!({ "eventfd_round_trips_per_s": rate }));
+        let floors = serde_json::json!({ "eventfd_round_trips_per_s": rate, "cache_line_ns": line_ns });
+        println!("{floors}");
     } else {
         let each = 1e6 / rate;
         println!("eventfd ping-pong: {rate:.0} round trips/s, {each:.1} µs each");
+        println!("cache line hand-over: {line_ns:.0} ns one way");
     }
     Ok(())
 }
