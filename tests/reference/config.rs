@@ -36,7 +36,7 @@ pub fn features(disk: &Disk) -> u64 {
         | bit(VIRTIO_BLK_F_FLUSH)
         | bit(VIRTIO_BLK_F_MQ)
         | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-    if disk.read_only() {
+    if disk.read_only {
         always | bit(VIRTIO_BLK_F_RO)
     } else {
         always | bit(VIRTIO_BLK_F_DISCARD) | bit(VIRTIO_BLK_F_WRITE_ZEROES)
@@ -46,7 +46,7 @@ pub fn features(disk: &Disk) -> u64 {
 /// The bytes of `struct virtio_blk_config`, with the fields of features that are not offered zero.
 pub fn space(disk: &Disk, queues: u16) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(96);
-    bytes.extend(disk.size().div_ceil(SECTOR).to_le_bytes()); // capacity
+    bytes.extend(disk.size.div_ceil(SECTOR).to_le_bytes()); // capacity
     bytes.extend(0u32.to_le_bytes()); // size_max: not offered
     bytes.extend(SEGMENTS_MAX.to_le_bytes());
     bytes.extend([0; 4]); // geometry

@@ -18,8 +18,10 @@ const IOVECS_MAX: usize = 1024;
 /// An opened medium.
 pub struct Disk {
     file: Option<File>,
-    size: u64,
-    read_only: bool,
+    /// In bytes.
+    pub size: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
 }
 
 impl Disk {
@@ -35,16 +37,6 @@ impl Disk {
     /// A medium of `size` bytes that stores nothing and leaves the buffers of reads as they are.
     pub fn null(size: u64, read_only: bool) -> Self {
         Self { file: None, size, read_only }
-    }
-
-    /// The size in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Whether writes are refused.
-    pub fn read_only(&self) -> bool {
-        self.read_only
     }
 
     /// Reads at `offset`; what lies behind the end of the file is zero.
@@ -101,14 +93,10 @@ impl Disk {
         let mut zeroes = vec![0; CHUNK + 4096];
         let aligned = zeroes.as_ptr().align_offset(4096);
         let chunk = VolatileSlice::from(&mut zeroes[aligned..aligned + CHUNK]);
-        let mut done = 0;
-        while done < bytes {
-            let now = (bytes - done).min(CHUNK as u64);
-            let part = chunk.subslice(0, now as usize).map_err(io::Error::other)?;
-            self.write(&[part], offset + done)?;
-            done += now;
-        }
-        Ok(())
+        let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
+        let parts = (0..bytes).step_by(CHUNK).map(|done| chunk.subslice(0, CHUNK.min(bytes - done)));
+        let parts: Vec<_> = parts.collect::<Result<_, _>>().map_err(io::Error::other)?;
+        self.write(&parts, offset)
     }
 
     fn fallocate(&self, mode: i32, offset: u64, bytes: u64) -> io::Result<()> {

@@ -76,7 +76,7 @@ fn run(options: Options) -> Result<(), String> {
     let disk = Arc::new(disk);
     let mut listener =
         Listener::new(&options.socket, true).map_err(|e| format!("--socket {}: {e}", options.socket.display()))?;
-    println!("blockport-reference: serving {} bytes on {}", disk.size(), options.socket.display());
+    println!("blockport-reference: serving {} bytes on {}", disk.size, options.socket.display());
 
     // The framework's daemon serves one connection in its life, so each connection gets a new one.
     loop {

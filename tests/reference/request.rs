@@ -161,7 +161,7 @@ impl<'a> Request<'a> {
 
 /// Refuses what a read-only disk cannot do.
 fn writable(disk: &Disk) -> Result<(), Failure> {
-    if disk.read_only() { Err(Failure::Io) } else { Ok(()) }
+    if disk.read_only { Err(Failure::Io) } else { Ok(()) }
 }
 
 /// Ends a request that wrote: durable now, if nothing will ask for it later.
@@ -176,7 +176,7 @@ fn durable(context: &Context) -> Result<u64, Failure> {
 fn range(sector: u64, bytes: u64, disk: &Disk) -> Result<(u64, u64), Failure> {
     let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
     let end = offset.checked_add(bytes).ok_or(Failure::Io)?;
-    if !bytes.is_multiple_of(SECTOR) || end > disk.size().next_multiple_of(SECTOR) {
+    if !bytes.is_multiple_of(SECTOR) || end > disk.size.next_multiple_of(SECTOR) {
         return Err(Failure::Io);
     }
     Ok((offset, bytes))
