@@ -23,5 +23,6 @@ pub use socket::{SocketAddress, SocketError};
 #[doc(hidden)]
 pub mod internals {
     pub use crate::guest_memory::{GuestMemory, MemoryRegion};
+    pub use crate::queue::{Queue, start_for_bench};
     pub use crate::virtqueue::{Chain, RingError, RingFeatures, RingLayout, VirtQueue};
 }

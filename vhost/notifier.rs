@@ -1,6 +1,6 @@
 //! Notifier: the eventfd by which we call the guest or report a broken ring. It owns the precaution that a front-end
 //! must not be able to block an iothread in a write.
-#![allow(unsafe_code)] // fcntl and poll have no wrapper in the standard library; one call each.
+#![allow(unsafe_code)] // fcntl has no wrapper in the standard library; two calls.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -9,14 +9,11 @@ use std::io::Write;
 
 /// An eventfd of the front-end's.
 #[derive(Debug)]
-pub(crate) struct Notifier {
-    file: File,
-    /// Whether a write may block when the counter is full, so that it must be asked first.
-    may_block: bool,
-}
+pub(crate) struct Notifier(File);
 
 impl Notifier {
-    /// Takes a descriptor; `None` if it is no eventfd: a pipe, for one, would fill up and block.
+    /// Takes a descriptor and makes it non-blocking, for the front-end too, as qemu-storage-daemon does; `None` if it
+    /// is no eventfd: a pipe, for one, would fill up.
     pub(crate) fn new(file: File) -> Option<Self> {
         let kind = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
         if !kind.to_string_lossy().contains("[eventfd]") {
@@ -24,19 +21,13 @@ impl Notifier {
         }
         // SAFETY: the descriptor is open; F_GETFL takes no argument.
         let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-        Some(Self { file, may_block: flags < 0 || flags & libc::O_NONBLOCK == 0 })
+        // SAFETY: the descriptor is open; F_SETFL takes an int.
+        let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+        (flags >= 0 && set >= 0).then_some(Self(file))
     }
 
     /// Adds one to the counter. A full counter has signalled often enough; nothing is lost by leaving it.
     pub(crate) fn signal(&self) {
-        if !self.may_block || self.is_writable() {
-            let _ = (&self.file).write(&1u64.to_ne_bytes());
-        }
-    }
-
-    fn is_writable(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-        // SAFETY: one valid pollfd; no waiting.
-        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 }

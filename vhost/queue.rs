@@ -9,8 +9,9 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use blockport_block::aio::{AioContext, Poller, TurnEnd, Watch};
-use blockport_block::{BackendChannel, BlockError, BlockResult};
+use blockport_block::{BackendChannel, BlockBackend, BlockError, BlockResult};
 
+use crate::config_space::RangeLimits;
 use crate::guest_memory::GuestMemory;
 use crate::notifier::Notifier;
 use crate::virtio_blk::{self, DeviceModel, Pending, Started};
@@ -45,7 +46,7 @@ pub(crate) struct QueueSetup {
 }
 
 /// A started virtqueue. It keeps itself alive until it is stopped.
-pub(crate) struct Queue {
+pub struct Queue {
     name: String,
     context: AioContext,
     ring: RefCell<VirtQueue>,
@@ -185,7 +186,7 @@ impl Queue {
     }
 
     /// Has the loop look at the ring in this turn and those that follow.
-    fn look(self: &Rc<Self>) {
+    pub fn look(self: &Rc<Self>) {
         self.context.make_hot(self.clone());
     }
 
@@ -343,4 +344,27 @@ impl TurnEnd for Queue {
     fn turn_end(&self) {
         self.publish();
     }
+}
+
+/// A writable queue with the default settings and no descriptors, for benches.
+#[doc(hidden)]
+pub fn start_for_bench(context: &AioContext, backend: &Arc<BlockBackend>, ring: VirtQueue) -> Rc<Queue> {
+    let block_size = 512;
+    let device = DeviceModel {
+        serial: [0; 20],
+        writable: true,
+        can_discard: true,
+        block_size,
+        ranges: RangeLimits::new(&backend.limits(), block_size),
+    };
+    let setup = QueueSetup {
+        name: "bench".to_owned(),
+        ring,
+        device: Arc::new(device),
+        kick: None,
+        notifiers: Notifiers::default(),
+        enabled: true,
+    };
+    let channel = backend.channel(context).unwrap_or_else(|error| panic!("{error}"));
+    Queue::start(setup, context, channel)
 }

@@ -172,8 +172,8 @@ impl AioContext {
         }
     }
 
-    /// One turn of the loop.
-    fn turn(&self) {
+    /// One turn of the loop: what [`AioContext::run`] repeats.
+    pub fn turn(&self) {
         let this = &*self.0;
         let mut progress = this.uring.reap();
         progress |= self.run_mailbox();
