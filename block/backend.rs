@@ -347,30 +347,32 @@ impl BackendChannel {
     }
 
     /// Reads `iov`'s length in bytes from `offset`.
-    pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Request {
+    #[inline]
+    pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
         let bytes = iovec::total_len(iov);
         self.start(RequestKind::Read, bytes, iov, move |root, iov| root.preadv(offset, iov))
     }
 
     /// Writes `iov`'s length in bytes at `offset`; stable when it completes if the write cache is off.
-    pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Request {
+    #[inline]
+    pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
         let bytes = iovec::total_len(iov);
         let flags = WriteFlags { fua: !self.write_cache(), ..WriteFlags::default() };
         self.start(RequestKind::Write, bytes, iov, move |root, iov| root.pwritev(offset, iov, flags))
     }
 
     /// Everything that completed before this is stable when it completes.
-    pub fn flush(self: &Rc<Self>) -> Request {
+    pub fn flush(self: &Rc<Self>) -> Submitted {
         self.start(RequestKind::Flush, 0, &[], |root, _| root.flush())
     }
 
     /// Tells that the content of a range no longer matters.
-    pub fn pdiscard(self: &Rc<Self>, offset: u64, bytes: u64) -> Request {
+    pub fn pdiscard(self: &Rc<Self>, offset: u64, bytes: u64) -> Submitted {
         self.start(RequestKind::Discard, bytes, &[], move |root, _| root.pdiscard(offset, bytes))
     }
 
     /// Makes a range read as zeroes; `may_unmap`: the space may be given back.
-    pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Request {
+    pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Submitted {
         let flags = WriteFlags { fua: !self.write_cache(), may_unmap, no_fallback: false };
         self.start(RequestKind::WriteZeroes, bytes, &[], move |root, _| root.pwrite_zeroes(offset, bytes, flags))
     }
@@ -384,34 +386,39 @@ impl BackendChannel {
         self.backend.upgrade().is_none_or(|backend| backend.write_cache())
     }
 
-    /// The one way in: parked while quiesced, else to the root, counted from here to its completion.
+    /// The one way in: parked while quiesced, else to the root, counted from here to its completion. What is complete
+    /// at once was never in flight.
+    #[inline]
     fn start(
         self: &Rc<Self>,
         kind: RequestKind,
         bytes: u64,
         iov: &[IoVec],
         go: impl FnOnce(&Rc<ChildChannel>, &[IoVec]) -> BlockFuture + 'static,
-    ) -> Request {
+    ) -> Submitted {
         if self.quiesced.get() {
             let iov = iov.to_vec();
             let parked: Parked = Box::new(move |root| go(root, &iov));
-            return Request { channel: self.clone(), kind, bytes, state: State::Parked(Some(parked)) };
+            return self.pending(kind, bytes, State::Parked(Some(parked)));
         }
         let future = match &*self.root.borrow() {
             Some(root) => go(root, iov),
             None => BlockFuture::ready(Err(BlockError::NoMedium)),
         };
-        let state = match future.try_ready() {
+        match future.try_ready() {
             Ok(result) => {
                 self.accounting.done(kind, bytes, result.is_ok());
-                State::Done(result)
+                Submitted::Done(result)
             }
             Err(future) => {
                 self.in_flight.set(self.in_flight.get() + 1);
-                State::Running(future)
+                self.pending(kind, bytes, State::Running(future))
             }
-        };
-        Request { channel: self.clone(), kind, bytes, state }
+        }
+    }
+
+    fn pending(self: &Rc<Self>, kind: RequestKind, bytes: u64, state: State) -> Submitted {
+        Submitted::Pending(Request { channel: self.clone(), kind, bytes, state })
     }
 
     fn finished(&self) {
@@ -441,7 +448,38 @@ impl BackendChannel {
 
 type Parked = Box<dyn FnOnce(&Rc<ChildChannel>) -> BlockFuture>;
 
-/// A request at a backend. It must be polled to its end; see [`Request::try_ready`] for the fast path.
+/// What became of a request at once. Await it where the fast path does not matter.
+pub enum Submitted {
+    /// It is complete and accounted.
+    Done(BlockResult),
+    /// It goes on.
+    Pending(Request),
+}
+
+impl IntoFuture for Submitted {
+    type Output = BlockResult;
+    type IntoFuture = Completed;
+
+    fn into_future(self) -> Completed {
+        Completed(self)
+    }
+}
+
+/// The future of a [`Submitted`] request.
+pub struct Completed(Submitted);
+
+impl Future for Completed {
+    type Output = BlockResult;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BlockResult> {
+        match &mut self.0 {
+            Submitted::Done(result) => Poll::Ready(*result),
+            Submitted::Pending(request) => Pin::new(request).poll(cx),
+        }
+    }
+}
+
+/// A request under way at a backend. It must be polled to its end.
 pub struct Request {
     channel: Rc<BackendChannel>,
     kind: RequestKind,
@@ -450,22 +488,12 @@ pub struct Request {
 }
 
 enum State {
-    /// The answer is there; it has been accounted.
-    Done(BlockResult),
+    /// It has ended; the answer has been given.
+    Done,
     /// Waits for the end of a drain, not counted in flight.
     Parked(Option<Parked>),
     /// In flight.
     Running(BlockFuture),
-}
-
-impl Request {
-    /// The answer, where it is there already; else the request itself.
-    pub fn try_ready(self) -> Result<BlockResult, Self> {
-        match self.state {
-            State::Done(result) => Ok(result),
-            _ => Err(self),
-        }
-    }
 }
 
 impl Future for Request {
@@ -475,7 +503,7 @@ impl Future for Request {
         let this = &mut *self;
         loop {
             match &mut this.state {
-                State::Done(result) => return Poll::Ready(*result),
+                State::Done => panic!("a request was polled after its end"),
                 State::Parked(parked) => {
                     if this.channel.quiesced.get() {
                         this.channel.parked.borrow_mut().push(cx.waker().clone());
@@ -492,7 +520,7 @@ impl Future for Request {
                 State::Running(future) => {
                     let result = std::task::ready!(Pin::new(future).poll(cx));
                     this.channel.accounting.done(this.kind, this.bytes, result.is_ok());
-                    this.state = State::Done(result);
+                    this.state = State::Done;
                     this.channel.finished();
                     return Poll::Ready(result);
                 }

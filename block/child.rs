@@ -80,9 +80,12 @@ impl Child {
         if !self.node.is_active() {
             return Err(OpenError(format!("node \"{}\" is inactive", self.node.name())));
         }
+        let limits = self.node.limits();
         Ok(Rc::new(ChildChannel {
             channel: self.node.driver().attach(context)?,
-            limits: self.node.limits(),
+            transfer_max: limits.transfer_max(),
+            iov_max: limits.iov_max(),
+            limits,
             tracked: self.node.may_pad(),
             may_grow: self.may_grow,
             read_only: self.node.is_read_only(),
@@ -102,6 +105,9 @@ pub struct ChildChannel {
     pub(crate) channel: Rc<dyn IoChannel>,
     pub(crate) node: Arc<Node>,
     pub(crate) limits: BlockLimits,
+    /// As the limits say, worked out once.
+    transfer_max: u64,
+    iov_max: usize,
     /// Whether writes to the node may be padded, and so must keep out of each other's way.
     pub(crate) tracked: bool,
     may_grow: bool,
@@ -224,8 +230,8 @@ impl ChildChannel {
         let align = u64::from(limits.request_alignment) - 1;
         let memory = limits.memory_alignment as usize;
         (offset | bytes) & align == 0
-            && bytes <= limits.transfer_max()
-            && iov.len() <= limits.iov_max()
+            && bytes <= self.transfer_max
+            && iov.len() <= self.iov_max
             && (memory == 1 || iov.iter().all(|v| v.is_aligned(memory)))
     }
 }

@@ -46,6 +46,25 @@ impl IoVec {
         (self.base() as usize | self.len()) & (align - 1) == 0
     }
 
+    /// The first `N` bytes; `None` if there are fewer.
+    #[inline]
+    pub fn read_array<const N: usize>(&self) -> Option<[u8; N]> {
+        if self.len() < N {
+            return None;
+        }
+        // SAFETY: valid for reads of at least N bytes by the promise of `IoVec::new`; any bytes are an array of bytes.
+        Some(unsafe { self.base().cast::<[u8; N]>().read_volatile() })
+    }
+
+    /// Writes the first byte; nothing if there is none.
+    #[inline]
+    pub fn write_byte(&self, byte: u8) {
+        if !self.is_empty() {
+            // SAFETY: valid for writes of at least one byte by the promise of `IoVec::new`.
+            unsafe { self.base().write_volatile(byte) };
+        }
+    }
+
     /// `len` bytes from `start`, both cut to what there is.
     pub fn part(&self, start: usize, len: usize) -> Self {
         let start = start.min(self.len());

@@ -19,7 +19,7 @@ mod shaping;
 mod sys;
 
 pub use accounting::{KindStatistics, RequestKind, Statistics};
-pub use backend::{BackendChannel, BlockBackend, Request};
+pub use backend::{BackendChannel, BlockBackend, Completed, Request, Submitted};
 pub use child::{Child, ChildChannel};
 pub use dev_ops::BlockDevOps;
 pub use error::{BlockError, BlockResult, OpenError, OpenResult};

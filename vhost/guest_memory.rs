@@ -132,11 +132,21 @@ fn page_size(file: &File, block_size: u64) -> u64 {
     if known && stat.f_type == HUGETLBFS_MAGIC && block_size.is_power_of_two() { block_size } else { 4096 }
 }
 
+/// Where a region's guest addresses are in host memory.
+#[derive(Clone, Copy)]
+struct Range {
+    guest_addr: u64,
+    size: u64,
+    host: usize,
+}
+
 /// A memory table: all regions at one moment. Immutable; a change makes a new one, which shares unchanged regions.
 #[derive(Clone, Default)]
 pub struct GuestMemory {
     /// By guest address.
     regions: Vec<Arc<MemoryRegion>>,
+    /// The same, as translation needs them: side by side in memory.
+    ranges: Vec<Range>,
     /// The same as vm-memory knows them; it checks that they do not overlap.
     memory: GuestMemoryMmap<()>,
 }
@@ -165,7 +175,9 @@ impl GuestMemory {
                 GuestMemoryMmap::from_arc_regions(known).map_err(|e| refuse(last, e.to_string()))?
             }
         };
-        Ok(Self { regions, memory })
+        let range =
+            |region: &Arc<MemoryRegion>| Range { guest_addr: region.guest_addr, size: region.size, host: region.host };
+        Ok(Self { ranges: regions.iter().map(range).collect(), regions, memory })
     }
 
     /// The regions, by guest address.
@@ -188,15 +200,23 @@ impl GuestMemory {
     /// False, and nothing is promised of `to`, when not all of them are guest memory.
     #[inline]
     pub(crate) fn push_iovecs(&self, guest_addr: u64, len: u32, to: &mut Vec<IoVec>) -> bool {
+        match self.find(guest_addr) {
+            Some(range) if len > 0 && u64::from(len) <= range.size - (guest_addr - range.guest_addr) => {
+                to.push(range.piece(guest_addr, len.into()));
+                true
+            }
+            _ => self.push_pieces(guest_addr, len, to),
+        }
+    }
+
+    /// The same for buffers that no region holds alone.
+    #[cold]
+    fn push_pieces(&self, guest_addr: u64, len: u32, to: &mut Vec<IoVec>) -> bool {
         let (mut at, mut left) = (guest_addr, u64::from(len));
         while left > 0 {
-            let Some(region) = self.find(at) else { return false };
-            let inside = at - region.guest_addr;
-            let here = left.min(region.size - inside);
-            // SAFETY: the bytes lie in the region's mapping, which lives as long as this table does, and a queue keeps
-            // its table until every request that uses it has completed (queue.rs). No Rust reference is made to guest
-            // memory anywhere.
-            to.push(unsafe { IoVec::new((region.host + inside as usize) as *mut u8, here as usize) });
+            let Some(range) = self.find(at) else { return false };
+            let here = left.min(range.size - (at - range.guest_addr));
+            to.push(range.piece(at, here));
             left -= here;
             let Some(next) = at.checked_add(here) else { return left == 0 };
             at = next;
@@ -207,9 +227,11 @@ impl GuestMemory {
     /// The host address of `len` bytes at a guest address, all in one region, at a multiple of `align`.
     #[inline]
     pub(crate) fn guest_to_host(&self, guest_addr: u64, len: u64, align: usize) -> Option<*mut u8> {
-        let region = self.find(guest_addr)?;
-        let inside = guest_addr - region.guest_addr;
-        region.host_at(inside, len, align)
+        let range = self.find(guest_addr)?;
+        let inside = guest_addr - range.guest_addr;
+        let fits = inside.checked_add(len).is_some_and(|end| end <= range.size);
+        let host = range.host + usize::try_from(inside).ok()?;
+        (fits && host.is_multiple_of(align)).then_some(host as *mut u8)
     }
 
     /// The host address of `len` bytes at a front-end address, all in one region, at a multiple of `align`.
@@ -222,14 +244,21 @@ impl GuestMemory {
     }
 
     #[inline]
-    fn find(&self, guest_addr: u64) -> Option<&MemoryRegion> {
-        // Few regions, and most of the memory is in the last: from behind.
-        self.regions
-            .iter()
-            .rev()
-            .find(|region| guest_addr >= region.guest_addr)
-            .filter(|region| guest_addr - region.guest_addr < region.size)
-            .map(|region| &**region)
+    fn find(&self, guest_addr: u64) -> Option<&Range> {
+        // Few ranges, and most of the memory is in the last: from behind.
+        self.ranges.iter().rev().find(|range| guest_addr.wrapping_sub(range.guest_addr) < range.size)
+    }
+}
+
+impl Range {
+    /// `len` bytes at a guest address, which the caller has found to lie in this range.
+    #[inline]
+    fn piece(&self, guest_addr: u64, len: u64) -> IoVec {
+        let inside = (guest_addr - self.guest_addr) as usize;
+        // SAFETY: the bytes lie in the region's mapping, which lives as long as the table does, and a queue keeps its
+        // table until every request that uses it has completed (queue.rs). No Rust reference is made to guest memory
+        // anywhere.
+        unsafe { IoVec::new((self.host + inside) as *mut u8, len as usize) }
     }
 }
 

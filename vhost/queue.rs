@@ -45,6 +45,20 @@ pub(crate) struct QueueSetup {
     pub(crate) enabled: bool,
 }
 
+/// Chains whose buffers are used again: no allocation per request.
+#[derive(Default)]
+struct SpareChains(RefCell<Vec<Chain>>);
+
+impl SpareChains {
+    fn take(&self) -> Option<Chain> {
+        self.0.borrow_mut().pop()
+    }
+
+    fn give(&self, chain: Chain) {
+        self.0.borrow_mut().push(chain);
+    }
+}
+
 /// A started virtqueue. It keeps itself alive until it is stopped.
 pub struct Queue {
     name: String,
@@ -61,8 +75,7 @@ pub struct Queue {
     /// Whether `turn_end` is registered for this turn.
     dirty: Cell<bool>,
     hot: Cell<bool>,
-    /// Chains whose buffers are used again: no allocation per request.
-    spare: RefCell<Vec<Chain>>,
+    spare: SpareChains,
     /// Requests handed to a worker task that has not run yet, and the workers that wait for one.
     handed: RefCell<Vec<Pending>>,
     idle_workers: RefCell<Vec<Waker>>,
@@ -89,7 +102,7 @@ impl Queue {
             in_flight: Cell::new(0),
             dirty: Cell::new(false),
             hot: Cell::new(false),
-            spare: RefCell::default(),
+            spare: SpareChains::default(),
             handed: RefCell::default(),
             idle_workers: RefCell::default(),
             workers_ended: Cell::new(false),
@@ -196,38 +209,42 @@ impl Queue {
 
     /// Pops and starts up to a batch of requests. Returns whether there was any.
     fn serve_batch(self: &Rc<Self>) -> bool {
-        let mut any = false;
-        for _ in 0..BATCH_MAX {
-            let mut chain = self.spare.borrow_mut().pop().unwrap_or_default();
-            match self.pop(&mut chain) {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.spare.borrow_mut().push(chain);
-                    break;
-                }
-                Err(error) => {
-                    self.break_ring(error);
-                    break;
-                }
-            }
-            any = true;
-            match virtio_blk::start(chain, &self.device, &self.channel) {
-                Started::Done { chain, written } => self.complete(chain, written),
-                Started::Pending(pending) => self.hand_over(pending),
-            }
-        }
-        any
-    }
-
-    fn pop(&self, chain: &mut Chain) -> Result<bool, RingError> {
+        let mut chain = self.spare.take().unwrap_or_default();
+        let mut popped = 0;
         let mut ring = self.ring.borrow_mut();
         ring.suppress_kicks();
-        ring.pop(chain)
+        let error = loop {
+            if popped == BATCH_MAX {
+                break None;
+            }
+            match ring.pop(&mut chain) {
+                Ok(true) => popped += 1,
+                Ok(false) => break None,
+                Err(error) => break Some(error),
+            }
+            let head = chain.head;
+            match virtio_blk::start(&mut chain, &self.device, &self.channel) {
+                Started::Done(written) => ring.push(head, written),
+                Started::Pending(pending) => {
+                    self.hand_over(pending);
+                    chain = self.spare.take().unwrap_or_default();
+                }
+            }
+        };
+        drop(ring);
+        self.spare.give(chain);
+        if popped > 0 {
+            self.mark_dirty();
+        }
+        if let Some(error) = error {
+            self.break_ring(error);
+        }
+        popped > 0
     }
 
     fn complete(self: &Rc<Self>, chain: Chain, written: u32) {
         self.ring.borrow_mut().push(chain.head, written);
-        self.spare.borrow_mut().push(chain);
+        self.spare.give(chain);
         self.mark_dirty();
     }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use blockport_block::driver::BoxFuture;
 use blockport_block::iovec::{self, IoVec};
-use blockport_block::{BackendChannel, BlockError, BlockResult, Request, RequestKind};
+use blockport_block::{BackendChannel, BlockError, BlockResult, Request, RequestKind, Submitted};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -36,16 +36,28 @@ pub(crate) struct DeviceModel {
 
 /// The outcome of starting a request.
 pub(crate) enum Started {
-    /// It is complete; `written` bytes of the chain were.
-    Done { chain: Chain, written: u32 },
-    /// It goes on.
+    /// It is complete; that many bytes of the chain were written. The chain is the caller's again.
+    Done(u32),
+    /// It goes on, and has taken the chain.
     Pending(Pending),
 }
 
-/// Why a request never reached the block layer, as the guest is told.
-enum Refusal {
-    IoError(RequestKind),
-    Unsupported,
+/// What became of a request at once.
+enum Outcome {
+    /// Complete, with this status.
+    Status(u32),
+    /// In the block layer.
+    Work(Work),
+}
+
+impl From<Submitted> for Outcome {
+    #[inline]
+    fn from(submitted: Submitted) -> Self {
+        match submitted {
+            Submitted::Done(result) => Self::Status(status_of(result)),
+            Submitted::Pending(request) => Self::Work(Work::One(request)),
+        }
+    }
 }
 
 /// What runs in the block layer.
@@ -58,8 +70,8 @@ enum Work {
 pub(crate) struct Pending {
     /// `None` once it has ended.
     chain: Option<Chain>,
-    /// Where the status byte goes; `None` where the guest left no room for one.
-    status: Option<IoVec>,
+    /// Where the status byte goes.
+    status: IoVec,
     /// What `written` counts besides the status byte if the request succeeds.
     data_in: u32,
     work: Work,
@@ -92,102 +104,96 @@ fn status_of(result: BlockResult) -> u32 {
 
 /// Writes the status and returns the used length: the bytes written from the first writable one on (§2.7.8.2). A failed
 /// read may have written some, but none for sure; then the status does not follow them without a gap.
-fn finish(status: Option<IoVec>, data_in: u32, code: u32) -> u32 {
-    let Some(status) = status else { return 0 };
-    iovec::fill_from(&[status], &[code as u8]);
+#[inline]
+fn finish(status: IoVec, data_in: u32, code: u32) -> u32 {
+    status.write_byte(code as u8);
     if code == VIRTIO_BLK_S_OK || data_in == 0 { data_in.saturating_add(1) } else { 0 }
 }
 
-/// Starts the request that `chain` holds. The chain comes back in either outcome and is returned to the guest once.
-pub(crate) fn start(mut chain: Chain, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
-    let status = take_status(&mut chain);
-    let Some((header, from)) = take_header(&mut chain) else {
-        // No header: there is a request to answer, but nothing is known of it.
-        let written = if chain.iov.len() > chain.readable {
-            finish(status, 1, VIRTIO_BLK_S_IOERR)
-        } else {
-            finish(status, 0, VIRTIO_BLK_S_IOERR)
-        };
-        return Started::Done { chain, written };
-    };
-    let Some(status) = status else { return Started::Done { chain, written: 0 } };
-    let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-    let sector = u64::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
-    let (data_out, data_in) = (&chain.iov[from..chain.readable], &chain.iov[chain.readable..]);
+/// Starts the request that `chain` holds.
+#[inline]
+pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
+    // No room for a status: nothing can be answered, and nothing is done.
+    let Some(status) = take_status(chain) else { return Started::Done(0) };
+    let (data_out, data_in) = chain.iov.split_at_mut(chain.readable);
     let in_bytes = u32::try_from(iovec::total_len(data_in)).unwrap_or(u32::MAX);
+    let Some((header, from)) = take_header(data_out) else {
+        return Started::Done(finish(status, in_bytes, VIRTIO_BLK_S_IOERR));
+    };
+    let data_out = &data_out[from..];
+    let kind = u32::from_le_bytes(std::array::from_fn(|i| header[i]));
+    let sector = u64::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
 
     let outcome = match kind {
-        VIRTIO_BLK_T_IN => device
-            .range(sector, iovec::total_len(data_in))
-            .map(|offset| Work::One(channel.preadv(offset, data_in)))
-            .ok_or(Refusal::IoError(RequestKind::Read)),
-        VIRTIO_BLK_T_OUT => device
-            .range(sector, iovec::total_len(data_out))
-            .filter(|_| device.writable)
-            .map(|offset| Work::One(channel.pwritev(offset, data_out)))
-            .ok_or(Refusal::IoError(RequestKind::Write)),
-        VIRTIO_BLK_T_FLUSH => Ok(Work::One(channel.flush())),
+        VIRTIO_BLK_T_IN => match device.range(sector, iovec::total_len(data_in)) {
+            Some(offset) => channel.preadv(offset, data_in).into(),
+            None => refuse(RequestKind::Read, channel),
+        },
+        VIRTIO_BLK_T_OUT => match device.range(sector, iovec::total_len(data_out)) {
+            Some(offset) if device.writable => channel.pwritev(offset, data_out).into(),
+            _ => refuse(RequestKind::Write, channel),
+        },
+        VIRTIO_BLK_T_FLUSH => channel.flush().into(),
         VIRTIO_BLK_T_GET_ID => {
             // §5.2.6: no terminator when the serial is as long as the field. A shorter buffer gets what fits.
-            let copied = iovec::fill_from(data_in, &device.serial);
-            let whole = copied as u64 == iovec::total_len(data_in);
-            finish(Some(status), 0, VIRTIO_BLK_S_OK);
-            // At most 20.
-            return Started::Done { chain, written: copied as u32 + u32::from(whole) };
+            let copied = iovec::fill_from(data_in, &device.serial) as u32;
+            finish(status, 0, VIRTIO_BLK_S_OK);
+            return Started::Done(copied + u32::from(copied == in_bytes));
         }
         VIRTIO_BLK_T_DISCARD if device.can_discard => device.discard(data_out, channel),
         VIRTIO_BLK_T_WRITE_ZEROES => device.write_zeroes(data_out, channel),
-        _ => Err(Refusal::Unsupported),
+        _ => Outcome::Status(VIRTIO_BLK_S_UNSUPP),
     };
     match outcome {
-        Ok(Work::One(request)) => match request.try_ready() {
-            Ok(result) => {
-                let written = finish(Some(status), in_bytes, status_of(result));
-                Started::Done { chain, written }
-            }
-            Err(request) => Started::Pending(Pending {
-                chain: Some(chain),
-                status: Some(status),
-                data_in: in_bytes,
-                work: Work::One(request),
-            }),
-        },
-        Ok(work) => Started::Pending(Pending { chain: Some(chain), status: Some(status), data_in: in_bytes, work }),
-        Err(Refusal::IoError(kind)) => {
-            channel.account_invalid(kind);
-            let written = finish(Some(status), in_bytes, VIRTIO_BLK_S_IOERR);
-            Started::Done { chain, written }
-        }
-        Err(Refusal::Unsupported) => {
-            let written = finish(Some(status), in_bytes, VIRTIO_BLK_S_UNSUPP);
-            Started::Done { chain, written }
+        Outcome::Status(code) => Started::Done(finish(status, in_bytes, code)),
+        Outcome::Work(work) => {
+            Started::Pending(Pending { chain: Some(std::mem::take(chain)), status, data_in: in_bytes, work })
         }
     }
 }
 
+/// A request that is answered without reaching the block layer.
+fn refuse(kind: RequestKind, channel: &BackendChannel) -> Outcome {
+    channel.account_invalid(kind);
+    Outcome::Status(VIRTIO_BLK_S_IOERR)
+}
+
 /// Cuts the status byte off: the last writable byte (§5.2.6; any framing is legal, §2.7.4).
+#[inline]
 fn take_status(chain: &mut Chain) -> Option<IoVec> {
     if chain.iov.len() == chain.readable {
         return None;
     }
     let last = chain.iov.last_mut()?;
-    let status = last.part(last.len() - 1, 1);
-    match last.len() {
-        1 => drop(chain.iov.pop()),
-        len => *last = last.part(0, len - 1),
+    let data = last.len() - 1;
+    let status = last.part(data, 1);
+    match data {
+        0 => drop(chain.iov.pop()),
+        _ => *last = last.part(0, data),
     }
     Some(status)
 }
 
 /// Cuts the header off the readable bytes. Returns it with the number of the first buffer that holds data; `None` when
 /// there are fewer bytes than a header has.
-fn take_header(chain: &mut Chain) -> Option<([u8; HEADER_BYTES], usize)> {
+#[inline]
+fn take_header(readable: &mut [IoVec]) -> Option<([u8; HEADER_BYTES], usize)> {
+    if let [first, ..] = readable
+        && first.len() == HEADER_BYTES
+    {
+        return first.read_array().map(|header| (header, 1));
+    }
+    take_split_header(readable)
+}
+
+/// The same for a header that shares its buffer with data, or lies in several.
+fn take_split_header(readable: &mut [IoVec]) -> Option<([u8; HEADER_BYTES], usize)> {
     let mut header = [0; HEADER_BYTES];
-    if iovec::copy_to(&chain.iov[..chain.readable], &mut header) < HEADER_BYTES {
+    if iovec::copy_to(readable, &mut header) < HEADER_BYTES {
         return None;
     }
     let mut left = HEADER_BYTES;
-    for (index, buffer) in chain.iov[..chain.readable].iter_mut().enumerate() {
+    for (index, buffer) in readable.iter_mut().enumerate() {
         if left < buffer.len() {
             *buffer = buffer.part(left, buffer.len() - left);
             return Some((header, index));
@@ -198,6 +204,21 @@ fn take_header(chain: &mut Chain) -> Option<([u8; HEADER_BYTES], usize)> {
         }
     }
     None
+}
+
+/// Why a list of segments is refused.
+enum Refusal {
+    IoError,
+    Unsupported,
+}
+
+impl Refusal {
+    fn outcome(self, kind: RequestKind, channel: &BackendChannel) -> Outcome {
+        match self {
+            Self::IoError => refuse(kind, channel),
+            Self::Unsupported => Outcome::Status(VIRTIO_BLK_S_UNSUPP),
+        }
+    }
 }
 
 /// A checked segment of a discard or write-zeroes.
@@ -217,13 +238,16 @@ impl DeviceModel {
         ((offset | bytes) & mask == 0 && offset.checked_add(bytes).is_some()).then_some(offset)
     }
 
-    fn discard(&self, payload: &[IoVec], channel: &Rc<BackendChannel>) -> Result<Work, Refusal> {
-        let segments = self.segments(payload, RequestKind::Discard, self.ranges.discard_sectors_max)?;
-        if segments.iter().any(|segment| segment.unmap) {
-            return Err(Refusal::Unsupported);
-        }
+    fn discard(&self, payload: &[IoVec], channel: &Rc<BackendChannel>) -> Outcome {
+        let segments = match self.segments(payload, self.ranges.discard_sectors_max) {
+            Ok(segments) if segments.iter().any(|segment| segment.unmap) => {
+                return Outcome::Status(VIRTIO_BLK_S_UNSUPP);
+            }
+            Ok(segments) => segments,
+            Err(refusal) => return refusal.outcome(RequestKind::Discard, channel),
+        };
         let channel = channel.clone();
-        Ok(Work::Several(Box::pin(async move {
+        Outcome::Work(Work::Several(Box::pin(async move {
             for segment in segments {
                 channel.pdiscard(segment.offset, segment.bytes).await?;
             }
@@ -231,10 +255,13 @@ impl DeviceModel {
         })))
     }
 
-    fn write_zeroes(&self, payload: &[IoVec], channel: &Rc<BackendChannel>) -> Result<Work, Refusal> {
-        let segments = self.segments(payload, RequestKind::WriteZeroes, self.ranges.zeroes_sectors_max)?;
+    fn write_zeroes(&self, payload: &[IoVec], channel: &Rc<BackendChannel>) -> Outcome {
+        let segments = match self.segments(payload, self.ranges.zeroes_sectors_max) {
+            Ok(segments) => segments,
+            Err(refusal) => return refusal.outcome(RequestKind::WriteZeroes, channel),
+        };
         let channel = channel.clone();
-        Ok(Work::Several(Box::pin(async move {
+        Outcome::Work(Work::Several(Box::pin(async move {
             for segment in segments {
                 channel.pwrite_zeroes(segment.offset, segment.bytes, segment.unmap).await?;
             }
@@ -243,11 +270,10 @@ impl DeviceModel {
     }
 
     /// Reads and checks the segments of a discard or write-zeroes (§5.2.6.2), all before any takes effect.
-    fn segments(&self, payload: &[IoVec], kind: RequestKind, sectors_max: u32) -> Result<Vec<Segment>, Refusal> {
-        let refused = || Refusal::IoError(kind);
+    fn segments(&self, payload: &[IoVec], sectors_max: u32) -> Result<Vec<Segment>, Refusal> {
         let bytes = iovec::total_len(payload);
         if !self.writable || bytes == 0 || !bytes.is_multiple_of(SEGMENT_BYTES as u64) {
-            return Err(refused());
+            return Err(Refusal::IoError);
         }
         if bytes > u64::from(RANGE_SEGMENTS_MAX) * SEGMENT_BYTES as u64 {
             return Err(Refusal::Unsupported);
@@ -264,10 +290,10 @@ impl DeviceModel {
                     return Err(Refusal::Unsupported);
                 }
                 if sectors > sectors_max {
-                    return Err(refused());
+                    return Err(Refusal::IoError);
                 }
                 let bytes = u64::from(sectors) * SECTOR_SIZE;
-                let offset = self.range(sector, bytes).ok_or_else(refused)?;
+                let offset = self.range(sector, bytes).ok_or(Refusal::IoError)?;
                 let unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
                 Ok(Segment { offset, bytes, unmap })
             })

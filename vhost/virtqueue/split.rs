@@ -256,7 +256,7 @@ impl SplitRing {
     }
 
     /// Adds one descriptor's buffer. One of no length counts as no bytes, wherever it points.
-    #[inline]
+    #[inline(always)]
     fn add(&self, descriptor: Descriptor, writable: &mut bool, chain: &mut Chain) -> Result<(), RingError> {
         let is_writable = descriptor.flags & WRITE != 0;
         if *writable && !is_writable {
