@@ -50,11 +50,21 @@ step_passed() { step_result "${GREEN}ok${PLAIN}     "; }
 step_skipped() { step_result "${YELLOW}skipped${PLAIN}"; }
 step_failed() {
     step_result "${RED}FAILED${PLAIN} "
-    say "    the end of ${STEP_LOG#"$PROJECT"/}:"
-    tail -n "${1:-30}" "$STEP_LOG" | sed 's/\r$//; s/^/    | /' >&2
+    say "    from ${STEP_LOG#"$PROJECT"/}:"
+    # Without colours; of Rust's standard harness, what the failed tests printed rather than the end.
+    sed -E 's/\r$//; s/\x1b(\[[0-9;?]*[a-zA-Z]|\(B|c)//g' "$STEP_LOG" |
+        awk '
+            /^failures:$/ { excerpt = 1 }
+            excerpt && lines < 100 { failures = failures $0 "\n"; lines++ }
+            /^test result: / { excerpt = 0 }
+            { end[NR % 40] = $0 }
+            END {
+                if (lines) printf "%s", failures
+                else for (i = NR - 39; i <= NR; i++) if (i > 0) print end[i % 40]
+            }' | sed 's/^/    | /' >&2
 }
 
-# A step that is one test: a check, a scenario. Its outcome is STEP_STATUS, too.
+# A step that is one test: a check, a scenario. Sets STEP_STATUS.
 test_step() {
     local name=$1 status=0
     run_step "$@" || status=$?
@@ -74,6 +84,14 @@ test_step() {
             step_failed
             ;;
     esac
+}
+
+# A step that builds for the next ones: it counts only if it fails. Its status is the command's.
+build_step() {
+    local passed=$PASSED
+    test_step "$@"
+    PASSED=$passed
+    return "$STEP_STATUS"
 }
 
 # A step that holds many tests, all run by cargo: their numbers are read off its log. nextest prints one summary, the
@@ -96,7 +114,7 @@ cargo_step() {
     PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed))
     if ((status)); then
         while read -r test; do FAILURES+=("$test (${STEP_LOG#"$PROJECT"/})"); done < <(failed_tests)
-        step_failed 60
+        step_failed
     else
         step_passed
     fi

@@ -18,7 +18,7 @@ set -e
 make_data "second $NONCE" $((16 << 20)) >/tmp/data
 dd if=/tmp/data of=/dev/vda bs=64k seek=512 conv=fsync
 echo "guest: written, now under load"
-fio --name=load --filename=/dev/vda --offset=64M --size=32M --rw=randrw --direct=1 --ioengine=libaio --iodepth=32 --time_based --runtime=60
+fio --name=load --filename=/dev/vda --offset=64M --size=32M --rw=randrw --direct=1 --ioengine=libaio --iodepth=32 --time_based --runtime=60 --eta=never
 SCRIPT
 wait_for 60 guest_says "guest: written" || die "the second guest did not come to its load"
 sleep 2

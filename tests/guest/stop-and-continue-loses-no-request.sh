@@ -8,10 +8,10 @@ image=$(make_image disk 64)
 load=(--name=load --size=64M --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16
     --verify=crc32c --randseed=$((16#${NONCE:0:7})))
 start_daemon vm "$image" "$SOCKETS/vm"
-start_guest vm --qmp --disk "$SOCKETS/vm" --set LOAD="${load[*]}" <<'SCRIPT'
+start_guest vm --qmp --timeout 60 --disk "$SOCKETS/vm" --set LOAD="${load[*]}" <<'SCRIPT'
 set -e
 echo "guest: fio writes and verifies"
-fio --filename=/dev/vda $LOAD --rate=8m
+fio --filename=/dev/vda $LOAD --rate=8m --eta=never
 SCRIPT
 wait_for 60 guest_says "guest: fio writes" || die "the guest did not come to its load"
 sleep 2.5
