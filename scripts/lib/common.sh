@@ -41,7 +41,7 @@ at_exit() { AT_EXIT+=("$*"); }
 
 run_at_exit() {
     local status=$? i
-    trap - EXIT
+    trap - EXIT ERR
     trap '' INT TERM HUP
     set +e
     for ((i = ${#AT_EXIT[@]} - 1; i >= 0; i--)); do
