@@ -32,12 +32,13 @@ debian_mirror() {
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
         awk -v own="$codename" '
-            $3 == "main" && ($2 == own || $2 ~ /^(stable|oldstable|testing|unstable|sid|trixie|bookworm)$/) { print $1; exit }'
+            $3 == "main" && $1 !~ /^cdrom:/ && ($2 == own || $2 ~ /^(stable|oldstable|testing|unstable|sid|trixie|bookworm)$/) { print $1; exit }'
 }
 
 make_trixie() {
     local wanted=$1 apt=$PROVISION/apt new=$PROVISION/trixie.new keyring mirror kernel deb start=$EPOCHREALTIME
-    command -v apt-get >/dev/null || die "apt-get was not found: the scripts fetch QEMU and a guest kernel from Debian and need a Debian system"
+    grep -q '^ID=debian' /etc/os-release 2>/dev/null && command -v apt-get >/dev/null ||
+        die "this is no Debian system: the scripts fetch QEMU and a guest kernel through its apt"
     mirror=$(debian_mirror)
     [[ -n $mirror ]] || die "no Debian source found in this machine's apt configuration (see: apt-get indextargets)"
     for keyring in /usr/share/keyrings/debian-archive-keyring.{pgp,gpg} ''; do

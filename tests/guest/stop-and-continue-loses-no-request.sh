@@ -6,7 +6,7 @@ begin_scenario "$(basename "$0" .sh)"
 
 image=$(make_image disk 64)
 load=(--name=load --size=64M --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16
-    --verify=crc32c --randseed=$((16#${NONCE:0:7})))
+    --verify=crc32c --verify_state_save=0 --randseed=$((16#${NONCE:0:7})))
 start_daemon vm "$image" "$SOCKETS/vm"
 start_guest vm --qmp --timeout 60 --disk "$SOCKETS/vm" --set LOAD="${load[*]}" <<'SCRIPT'
 set -e
