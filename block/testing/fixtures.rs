@@ -101,7 +101,7 @@ pub fn all(size: u64) -> Vec<Fixture> {
     all.retain(|fixture| {
         let refused = open(&fixture.options).err().filter(|error| error.0.contains("does not do direct I/O"));
         if let Some(error) = &refused {
-            eprintln!("skipped: \"{}\": {error}", fixture.name);
+            eprintln!("SKIP {}: {error}", fixture.name.replace([' ', ','], "-"));
         }
         refused.is_none()
     });

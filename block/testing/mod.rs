@@ -78,7 +78,7 @@ pub fn opened(options: &str) -> (Graph, Arc<Node>) {
     open(options).unwrap_or_else(|error| panic!("{options}: {error}"))
 }
 
-/// A writer that shares nothing, as a device is.
+/// A writer, as a device is.
 pub fn writer() -> Permissions {
     Permissions::device(true)
 }
