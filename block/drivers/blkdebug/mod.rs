@@ -1,5 +1,5 @@
-//! The filter `blkdebug`: makes requests fail, wait or stop half-way by rule, and makes its node as demanding as wished.
-//! Requests that no rule concerns are passed on as they are. `rules.rs` says which those are.
+//! The filter `blkdebug`: makes requests fail, wait or stop half-way by rule, and its node as demanding as wished. What
+//! does not meet the demands is refused, since the edge should have seen to it; a demand never mends a request. Requests that no rule concerns are passed on as they are. `rules.rs` says which those are.
 //!
 //! Rules are written as in QEMU, with one difference: a rule concerns the requests that raise its event, and no later
 //! ones; there is no rule that lies in wait after its event. Delays and short transfers are our own.
@@ -178,6 +178,18 @@ struct BlkdebugChannel {
 }
 
 impl BlkdebugChannel {
+    /// Whether a transfer meets the node's demands.
+    fn check(&self, offset: u64, bytes: u64) -> BlockResult {
+        let own = &self.demands;
+        if !(offset | bytes).is_multiple_of(u64::from(own.align.max(1))) {
+            return Err(BlockError::Invalid("not aligned as blkdebug was told to ask for"));
+        }
+        if own.max_transfer != 0 && bytes > u64::from(own.max_transfer) {
+            return Err(BlockError::Invalid("longer than blkdebug was told to take"));
+        }
+        Ok(())
+    }
+
     /// Does to a request what was judged; `go` passes its first so many bytes on.
     fn carry_out(&self, verdict: Verdict, bytes: u64, go: impl FnOnce(u64) -> BlockFuture + 'static) -> BlockFuture {
         match verdict.fault {
@@ -221,6 +233,9 @@ fn wait(context: &AioContext, verdict: Verdict) -> impl Future<Output = ()> + us
 impl IoChannel for BlkdebugChannel {
     fn preadv(&self, offset: u64, iov: &[IoVec]) -> BlockFuture {
         let bytes = iovec::total_len(iov);
+        if let Err(error) = self.check(offset, bytes) {
+            return BlockFuture::ready(Err(error));
+        }
         let Some(verdict) = self.rules.judge(IoType::Read, offset, bytes) else {
             return self.image.preadv(offset, iov);
         };
@@ -230,6 +245,9 @@ impl IoChannel for BlkdebugChannel {
 
     fn pwritev(&self, offset: u64, iov: &[IoVec], flags: WriteFlags) -> BlockFuture {
         let bytes = iovec::total_len(iov);
+        if let Err(error) = self.check(offset, bytes) {
+            return BlockFuture::ready(Err(error));
+        }
         let Some(verdict) = self.rules.judge(IoType::Write, offset, bytes) else {
             return self.image.pwritev(offset, iov, flags);
         };
