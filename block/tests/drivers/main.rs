@@ -1,5 +1,7 @@
 //! Tests of the block drivers through the public interface, in one binary.
 
+mod allocations;
 mod conformance;
+mod faults;
 #[path = "../../testing/mod.rs"]
 mod testing;
