@@ -15,6 +15,9 @@ use crate::iovec::{self, IoVec};
 use crate::node::SECTOR;
 use crate::sys;
 
+#[cfg(test)]
+mod tests;
+
 /// A file's half on one AioContext.
 pub(super) struct FileChannel(Rc<Inner>);
 

@@ -80,6 +80,18 @@ struct Shared {
     no_zero_range: AtomicBool,
 }
 
+impl Shared {
+    fn new(fd: OwnedFd, probe: &Probe) -> Self {
+        Self {
+            fd,
+            length: AtomicU64::new(probe.length),
+            flush_errno: AtomicI32::new(0),
+            no_punch: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+        }
+    }
+}
+
 struct State {
     probe: Probe,
     locks: FileLocks,
@@ -118,13 +130,7 @@ fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn 
         auto_read_only: node.auto_read_only,
         force_share: node.force_share,
         cache,
-        shared: Arc::new(Shared {
-            fd,
-            length: AtomicU64::new(probe.length),
-            flush_errno: AtomicI32::new(0),
-            no_punch: AtomicBool::new(false),
-            no_zero_range: AtomicBool::new(false),
-        }),
+        shared: Arc::new(Shared::new(fd, &probe)),
         state: Mutex::new(State {
             probe,
             locks,
