@@ -3,5 +3,6 @@
 mod allocations;
 mod conformance;
 mod faults;
+mod file;
 #[path = "../../testing/mod.rs"]
 mod testing;
