@@ -1,5 +1,6 @@
-//! The filter `blkdebug`: makes requests fail, wait or stop half-way by rule, and its node as demanding as wished. What
-//! does not meet the demands is refused, since the edge should have seen to it; a demand never mends a request. Requests that no rule concerns are passed on as they are. `rules.rs` says which those are.
+//! The filter `blkdebug`: makes requests fail, wait or stop half-way by rule, and lets its node demand what it is told
+//! to. What does not meet the demands is refused, never mended: the edge should have seen to it. Requests that no rule
+//! concerns are passed on as they are; `rules.rs` says which those are.
 //!
 //! Rules are written as in QEMU, with one difference: a rule concerns the requests that raise its event, and no later
 //! ones; there is no rule that lies in wait after its event. Delays and short transfers are our own.
