@@ -6,7 +6,8 @@
 //! Copy `drivers/null.rs`, add a `mod` line and a row to `drivers/mod.rs`; the conformance suite runs it from then on.
 //! A driver may be small and trusting: every request has come through a checked door (`child.rs`), so its range lies
 //! inside the node, is aligned to `request_alignment`, its buffers to `memory_alignment`, it is no longer than the
-//! limits allow, and no padded write overlaps it. Reads and writes are never empty.
+//! limits allow, and no padded write overlaps it. Reads and writes are never empty. Where the size is no multiple of
+//! `request_alignment`, a padded request ends with the last block, and so behind the end of the node.
 
 use std::future::Future;
 use std::pin::Pin;
