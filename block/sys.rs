@@ -171,8 +171,8 @@ pub(crate) fn dirty_pages(fd: RawFd) -> io::Result<u64> {
     let range = [0u64; 2];
     // Pages in the cache, dirty, being written back, evicted, evicted recently.
     let mut counts = [0u64; 5];
-    // SAFETY: the kernel reads a struct cachestat_range from the one address and writes a struct cachestat to the other,
-    // which are two and five numbers.
+    // SAFETY: the kernel reads a struct cachestat_range, two numbers, from the one address and writes a struct cachestat,
+    // five numbers, to the other.
     let result = unsafe { libc::syscall(SYS_CACHESTAT, fd, range.as_ptr(), counts.as_mut_ptr(), 0) };
     check_size(result as isize)?;
     Ok(counts[1] + counts[2])
