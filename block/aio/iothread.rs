@@ -24,8 +24,10 @@ impl Iothread {
         let thread = std::thread::Builder::new().name(id.to_owned()).spawn(move || {
             match AioContext::new(settings) {
                 Ok(context) => {
+                    let closing = CloseOnDrop(context.remote());
                     let _ = sender.send(Ok(context.remote()));
                     context.run();
+                    drop(closing);
                 }
                 Err(error) => {
                     let _ = sender.send(Err(error));
@@ -44,6 +46,16 @@ impl Iothread {
     /// The handle on its loop.
     pub fn remote(&self) -> &AioRemote {
         &self.remote
+    }
+}
+
+/// Closes the mailbox when the loop ends, by a panic too: tasks that are left hold on to the context, so it does not
+/// close by itself, and who calls then would wait for ever.
+struct CloseOnDrop(AioRemote);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

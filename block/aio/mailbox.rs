@@ -121,6 +121,11 @@ impl AioRemote {
         receiver.recv().ok()
     }
 
+    /// Refuses and drops all messages from now on.
+    pub(super) fn close(&self) {
+        self.0.close();
+    }
+
     /// Whether this is the calling thread's own context.
     pub fn is_current(&self) -> bool {
         super::task::current_mailbox_is(&self.0)

@@ -51,3 +51,20 @@ fn a_call_to_a_loop_that_has_gone_answers_none() {
     let remote = AioContext::new(PollSettings::default()).expect("io_uring works here").remote();
     assert_eq!(remote.call::<()>(|_, answer| answer.give(())), None);
 }
+
+#[test]
+fn a_call_to_an_iothread_that_has_ended_answers_none() {
+    let iothread = Iothread::start("ended", PollSettings::default()).expect("io_uring works here");
+    // A task that never ends, and holds on to the context.
+    iothread.remote().post(|context| {
+        let held = context.clone();
+        context.spawn(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+    });
+    assert_eq!(iothread.remote().call(|_, answer| answer.give(1)), Some(1));
+    let remote = iothread.remote().clone();
+    drop(iothread);
+    assert_eq!(remote.call(|_, answer| answer.give(2)), None);
+}
