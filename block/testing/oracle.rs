@@ -97,9 +97,8 @@ impl Oracle {
         let iov = split(random, buffer.iov().part(skew, bytes as usize));
         let flags = WriteFlags { fua: random.one_in(4), ..WriteFlags::default() };
         let zero = WriteFlags { may_unmap: random.one_in(2), ..flags };
-        if kind == Kind::Write {
-            buffer.fill_from(&random.bytes(skew + bytes as usize));
-        }
+        // Under a read, so that bytes which it leaves alone show.
+        buffer.fill_from(&random.bytes(skew + bytes as usize));
         let channel = &self.channel;
         let future = match kind {
             Kind::Read => channel.preadv(offset, &iov),
@@ -156,7 +155,9 @@ impl Oracle {
 
 /// Reads through one buffer.
 pub async fn read(channel: &Rc<ChildChannel>, offset: u64, bytes: u64) -> Vec<u8> {
-    let buffer = AlignedBuffer::new(bytes as usize, 4096);
+    let mut buffer = AlignedBuffer::new(bytes as usize, 4096);
+    // Bytes that the read leaves alone show.
+    buffer.fill_from(&vec![0xdd; bytes as usize]);
     let read = channel.preadv(offset, &[buffer.iov()]).await;
     read.unwrap_or_else(|error| panic!("reading {bytes} bytes from {offset}: {error}"));
     buffer.to_vec()

@@ -186,7 +186,8 @@ fn resizing_keeps_what_is_left_and_adds_zeroes() {
             let got = iothread.remote().call(move |context, answer| {
                 let channel = backend.channel(context).expect("the node is active");
                 context.spawn(async move {
-                    let buffer = AlignedBuffer::new(size as usize, 4096);
+                    let mut buffer = AlignedBuffer::new(size as usize, 4096);
+                    buffer.fill_from(&vec![0xdd; size as usize]);
                     let result = channel.preadv(0, &[buffer.iov()]).await;
                     answer.give(result.map(|()| buffer.to_vec()));
                 });
