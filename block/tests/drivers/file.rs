@@ -5,10 +5,11 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::process::Command;
+use std::sync::Arc;
 
 use blockport_block::driver::WriteFlags;
 use blockport_block::iovec::AlignedBuffer;
-use blockport_block::{BlockError, Child, Permissions};
+use blockport_block::{BlockError, Child, OpenResult, Permissions};
 
 use crate::testing::oracle::read;
 use crate::testing::{TempDir, channel, context, open, opened, user, writer};
@@ -32,6 +33,11 @@ fn qemu_write(path: &str) -> Option<Result<(), String>> {
     qemu("qemu-io", &["-f", "raw", "-c", "write -P 1 0 512", path])
 }
 
+/// Opens a node and reads from it, as long as the edge lives.
+fn reader(options: &str) -> OpenResult<Arc<Child>> {
+    Child::attach(opened(options).1, "the test", Permissions::device(false), 512)
+}
+
 #[test]
 fn qemu_does_not_write_to_an_image_that_we_write_to() {
     let place = TempDir::on_disk();
@@ -52,9 +58,11 @@ fn qemu_does_not_write_to_an_image_that_we_write_to() {
     assert!(qemu_write(&path).expect("installed").is_err());
 
     child.set_permissions(Permissions::device(false)).expect("less is never refused");
-    assert_eq!(qemu_write(&path), Some(Ok(())), "a reader shares everything");
+    assert!(qemu_write(&path).expect("installed").is_err(), "nor while we only read");
     drop(child);
     assert_eq!(qemu_write(&path), Some(Ok(())));
+    let _reader = reader(&format!("file,read-only=on,force-share=on,filename={path}")).expect("nobody else uses it");
+    assert_eq!(qemu_write(&path), Some(Ok(())), "unless told to share");
 }
 
 #[test]
@@ -82,8 +90,9 @@ fn we_do_not_write_to_an_image_that_qemu_writes_to() {
     let refused = Child::attach(node.clone(), "the test", writer(), 512).err().expect("it is in use");
     assert!(refused.0.contains(&path) && refused.0.contains("\"write\""), "{refused}");
     assert!(refused.0.contains("another process"), "{refused}");
-    let reader = Child::attach(node.clone(), "the test", Permissions::device(false), 512);
-    drop(reader.expect("a reader lives with a writer that shares"));
+    let refused = reader(&format!("file,read-only=on,filename={path}")).err().expect("it would change under us");
+    assert!(refused.0.contains("another process"), "{refused}");
+    reader(&format!("file,read-only=on,force-share=on,filename={path}")).expect("told to share");
     let (_graph, careless) = opened(&format!("file,locking=off,filename={path}"));
     drop(user(&careless, 512));
 
