@@ -90,7 +90,7 @@ impl Setup {
     /// The same, every request taking `latency`.
     pub fn slow(latency: Duration) -> Self {
         let latency = latency.as_nanos();
-        let node = format!("driver=null-co,node-name=d0,read-zeroes=on,size=1M,latency-ns={latency}");
+        let node = format!("driver=null-co,node-name=d0,read-zeroes=on,size=1048576,latency-ns={latency}");
         Self::new("d0", &[&node])
     }
 
@@ -263,6 +263,15 @@ impl Backend {
     /// A file under its /proc directory.
     pub fn proc(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}", self.pid.as_raw_nonzero())).join(name)
+    }
+
+    /// CPU time of all its threads so far, in clock ticks of 10 ms.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(self.proc("stat")).expect("stat of a running process");
+        // The second field is the name, in parentheses; utime and stime are fields 14 and 15.
+        let fields = stat.rsplit(')').next().expect("fields");
+        let times = fields.split_whitespace().skip(11).take(2);
+        times.map(|ticks| ticks.parse::<u64>().expect("a number of ticks")).sum()
     }
 
     /// How many descriptors it has open.

@@ -7,7 +7,7 @@ use crate::frontend::blk::{OK, UNREAD};
 use crate::frontend::device::{MemoryBy, Profile};
 use crate::frontend::memory::{Placement, Region, USUAL};
 use crate::frontend::queue::{Buffer, Queue, Table};
-use crate::frontend::wait::DEADLINE;
+use crate::frontend::wait::{DEADLINE, Stop};
 
 const PAGE: u64 = 4096;
 
@@ -259,11 +259,12 @@ fn memory_added_and_removed_under_load_disturbs_no_request() {
     let mut device = backend.device(&slots());
     let mut queue = device.queues.remove(0);
     let (session, memory) = (&device.session, &device.memory);
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = Stop::default();
     let served = std::thread::scope(|scope| {
+        let _guard = stop.guard();
         let load = scope.spawn(|| {
             let mut served = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.is_set() {
                 queue.works();
                 served += 1;
             }
@@ -276,7 +277,7 @@ fn memory_added_and_removed_under_load_disturbs_no_request() {
                 session.rem_mem_reg(&region.placement).accepted();
             }
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.set();
         load.join().expect("the load goes on")
     });
     assert!(served > 0, "no request was served meanwhile");

@@ -18,6 +18,7 @@ pub mod feature {
     pub const MQ: u64 = 1 << virtio_blk::VIRTIO_BLK_F_MQ;
     pub const DISCARD: u64 = 1 << virtio_blk::VIRTIO_BLK_F_DISCARD;
     pub const WRITE_ZEROES: u64 = 1 << virtio_blk::VIRTIO_BLK_F_WRITE_ZEROES;
+    pub const NOTIFY_ON_EMPTY: u64 = 1 << virtio_config::VIRTIO_F_NOTIFY_ON_EMPTY;
     pub const LOG_ALL: u64 = 1 << 26;
     pub const INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
     pub const EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;

@@ -42,7 +42,7 @@ impl Profile {
     pub fn qemu() -> Self {
         Self {
             protocol_features: (1 << 20) - 1,
-            features: !(feature::LOG_ALL | feature::RING_PACKED),
+            features: !(feature::NOTIFY_ON_EMPTY | feature::LOG_ALL | feature::RING_PACKED),
             queues: 1,
             queue_size: 128,
             memory_by: MemoryBy::Table,

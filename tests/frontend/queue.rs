@@ -181,7 +181,11 @@ impl Queue {
 
     /// Up to where the device looked when it last wanted kicks again.
     pub fn avail_event(&self) -> u16 {
-        self.memory.load_u16(self.ring.used + 4 + 8 * u64::from(self.ring.size))
+        self.memory.load_u16(self.avail_event_address())
+    }
+
+    fn avail_event_address(&self) -> u64 {
+        self.ring.used + 4 + 8 * u64::from(self.ring.size)
     }
 
     pub fn used_flags(&self) -> u16 {
@@ -208,6 +212,7 @@ impl Queue {
         self.next_used = idx;
         self.set_avail_idx(idx);
         self.memory.store_u16(self.ring.used + 2, idx);
+        self.memory.store_u16(self.avail_event_address(), idx);
     }
 
     // The ring, well-formed.

@@ -1,6 +1,7 @@
 //! Waiting: every wait of the tests has a deadline, and none is a sleep.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -31,6 +32,35 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < end, "waited {DEADLINE:?} in vain: {what}");
         std::thread::yield_now();
+    }
+}
+
+/// Tells threads of a test to end; they also end when the test fails.
+#[derive(Debug, Default)]
+pub struct Stop(AtomicBool);
+
+impl Stop {
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Sets it at the latest when the guard goes out of scope.
+    pub fn guard(&self) -> StopGuard<'_> {
+        StopGuard(self)
+    }
+}
+
+/// See [`Stop::guard`].
+#[derive(Debug)]
+pub struct StopGuard<'a>(&'a Stop);
+
+impl Drop for StopGuard<'_> {
+    fn drop(&mut self) {
+        self.0.set();
     }
 }
 
