@@ -5,7 +5,6 @@
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -109,7 +108,7 @@ impl Setup {
     /// blkdebug with its rules over a raw image.
     pub fn faulty(path: &Path, rules: &str) -> Self {
         let mut setup = Self::file(path);
-        setup.blockdevs.push(format!("driver=blkdebug,node-name=b0,image=d0,{rules}"));
+        setup.blockdevs.push(format!("driver=blkdebug,node-name=b0,discard=unmap,image=d0,{rules}"));
         setup.node = "b0".to_string();
         setup
     }
@@ -237,8 +236,7 @@ pub struct Backend {
 impl Backend {
     #[track_caller]
     pub fn connect(&self) -> Connection {
-        let stream = UnixStream::connect(&self.socket);
-        Connection::new(stream.unwrap_or_else(|error| panic!("connect: {error}\n{}", self.said())))
+        Connection::open(&self.socket, DEADLINE).unwrap_or_else(|error| panic!("connect: {error}\n{}", self.said()))
     }
 
     /// A device brought up on a new connection.

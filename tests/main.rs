@@ -1,20 +1,21 @@
 //! Tests of the whole daemon from outside, over its socket. One binary, so that it is linked once.
 
-#[allow(dead_code)]
 mod backend;
-// Until the tests of rings and messages use all of it.
-#[allow(dead_code)]
 mod frontend;
 mod image;
 
 mod config_space;
+mod connections;
 mod differential;
+mod faults;
 mod features;
 mod framings;
 mod hostile_messages;
 mod hostile_rings;
 mod memory_regions;
+mod multiqueue;
 mod notifications;
 mod requests;
 mod rings;
+mod situations;
 mod write_cache;

@@ -284,6 +284,32 @@ fn memory_added_and_removed_under_load_disturbs_no_request() {
 }
 
 #[test]
+fn a_table_without_the_rings_that_run_in_it_harms_nobody_else() {
+    let backend = Setup::null(1 << 20).start();
+    let mut device = backend.device(&Profile::qemu());
+    device.queue().works();
+    let other = Region::new(elsewhere(0, 1 << 20));
+    // Refused, or the rings are broken; neither ends the daemon.
+    let _ = device.session.set_mem_table(&[&other]);
+    device.queue().kick.signal();
+    drop(device);
+    backend.device(&Profile::qemu()).queue().works();
+}
+
+#[test]
+fn the_region_of_a_running_ring_removed_harms_nobody_else() {
+    let backend = Setup::null(1 << 20).start();
+    let mut device = backend.device(&slots());
+    device.queue().works();
+    for placement in USUAL {
+        let _ = device.session.rem_mem_reg(&placement);
+    }
+    device.queue().kick.signal();
+    drop(device);
+    backend.device(&Profile::qemu()).queue().works();
+}
+
+#[test]
 fn memory_is_not_held_after_the_front_end_is_gone() {
     let backend = Setup::null(1 << 20).start();
     let maps = || std::fs::read_to_string(backend.proc("maps")).expect("maps of a running process");

@@ -4,11 +4,13 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
 };
 
 use super::wait::{self, DEADLINE};
@@ -91,9 +93,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn new(socket: UnixStream) -> Self {
-        socket.set_write_timeout(Some(DEADLINE)).expect("a timeout on a socket");
-        Self { socket }
+    /// Connects; where the queue of those who wait is full, for at most `timeout`.
+    pub fn open(path: &Path, timeout: Duration) -> io::Result<Self> {
+        let family = AddressFamily::UNIX;
+        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(DEADLINE))?;
+        Ok(Self { socket: UnixStream::from(socket) })
     }
 
     /// Sends one message with the given flags on top of the version.
