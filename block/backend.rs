@@ -8,7 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::accounting::{Accounting, RequestKind, Statistics};
@@ -163,10 +163,19 @@ impl BlockBackend {
         self.write_cache.load(Ordering::Relaxed)
     }
 
-    /// Turns the write cache on or off. Off: every write that starts from now on is stable before it completes. Who
-    /// turns it off flushes first what was written before, with [`BlockBackend::flush_blocking`].
+    /// Turns the write cache on or off. Off: every write that starts after this returns is stable before it completes;
+    /// who turns it off flushes what was written before, with [`BlockBackend::flush_blocking`]. Not on an iothread.
     pub fn set_write_cache(&self, on: bool) {
         self.write_cache.store(on, Ordering::Relaxed);
+        let number = self.number;
+        for remote in self.remotes() {
+            remote.call(move |context, answer| {
+                if let Some(channel) = context.local::<BackendChannel>(number) {
+                    channel.write_cache.set(on);
+                }
+                answer.give(());
+            });
+        }
     }
 
     /// Changes the size of the medium and tells the device. Control thread.
@@ -286,7 +295,7 @@ impl BlockBackend {
             parked: RefCell::default(),
             idle: RefCell::default(),
             accounting,
-            backend: Arc::downgrade(self),
+            write_cache: Cell::new(self.write_cache()),
             context: context.clone(),
         });
         let weak: std::rc::Weak<BackendChannel> = Rc::downgrade(&channel);
@@ -336,7 +345,8 @@ pub struct BackendChannel {
     parked: RefCell<Vec<Waker>>,
     idle: RefCell<Vec<Waker>>,
     accounting: Arc<Accounting>,
-    backend: Weak<BlockBackend>,
+    /// The backend's, copied here so that a write reads no line that others share.
+    write_cache: Cell<bool>,
     context: AioContext,
 }
 
@@ -357,7 +367,7 @@ impl BackendChannel {
     #[inline]
     pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
         let bytes = iovec::total_len(iov);
-        let flags = WriteFlags { fua: !self.write_cache(), ..WriteFlags::default() };
+        let flags = WriteFlags { fua: !self.write_cache.get(), ..WriteFlags::default() };
         self.start(RequestKind::Write, bytes, iov, move |root, iov| root.pwritev(offset, iov, flags))
     }
 
@@ -373,17 +383,13 @@ impl BackendChannel {
 
     /// Makes a range read as zeroes; `may_unmap`: the space may be given back.
     pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Submitted {
-        let flags = WriteFlags { fua: !self.write_cache(), may_unmap, no_fallback: false };
+        let flags = WriteFlags { fua: !self.write_cache.get(), may_unmap, no_fallback: false };
         self.start(RequestKind::WriteZeroes, bytes, &[], move |root, _| root.pwrite_zeroes(offset, bytes, flags))
     }
 
     /// Counts a request that was refused before it got here.
     pub fn account_invalid(&self, kind: RequestKind) {
         self.accounting.invalid(kind);
-    }
-
-    fn write_cache(&self) -> bool {
-        self.backend.upgrade().is_none_or(|backend| backend.write_cache())
     }
 
     /// The one way in: parked while quiesced, else to the root, counted from here to its completion. What is complete

@@ -218,6 +218,10 @@ impl ChildChannel {
     }
 
     fn check_range(&self, offset: u64, bytes: u64, may_grow: bool) -> BlockResult {
+        // A channel may outlive the activation it was made under.
+        if !self.node.is_active() {
+            return Err(BlockError::NoMedium);
+        }
         match offset.checked_add(bytes) {
             Some(end) if end <= self.length() || (may_grow && end <= i64::MAX as u64) => Ok(()),
             _ => Err(BlockError::OutOfRange),

@@ -119,7 +119,7 @@ impl Daemon {
             .graph
             .find(&config.node_name)
             .ok_or_else(|| OpenError(format!("there is no node \"{}\"", config.node_name)))?;
-        if config.writable && node.options().read_only {
+        if config.writable && node.is_read_only() {
             return Err(OpenError(format!("it is writable, but node \"{}\" is read-only", node.name())));
         }
         let iothreads = self.remotes(&config.iothreads)?;

@@ -3,8 +3,8 @@
 
 use crate::backend::{Backend, Setup};
 use crate::frontend::blk::*;
-use crate::frontend::device::{Device, Profile};
-use crate::frontend::memory::USUAL;
+use crate::frontend::device::{Device, MemoryBy, Profile};
+use crate::frontend::memory::Placement;
 use crate::frontend::queue::{Buffer, Descriptor, INDIRECT, NEXT, Table, WRITE};
 use crate::image::{Image, pattern};
 
@@ -207,8 +207,12 @@ fn buffers_of_odd_lengths_work_with_direct_io() {
 #[test]
 fn a_buffer_may_span_two_regions_that_are_neighbours() {
     let (mut device, _backend, _image) = start("", &Profile::qemu());
-    let border = USUAL[1].guest;
-    assert_eq!(USUAL[0].guest + USUAL[0].size, border);
+    // Two regions of their own, so that the data overwrites nothing else.
+    let border = 0x20_0010_0000;
+    for (guest, user) in [(border - (1 << 20), 0x4000_0000_0000), (border, 0x3000_0000_0000)] {
+        device.memory.add(Placement { guest, user, size: 1 << 20, file_offset: 0 });
+    }
+    device.announce(MemoryBy::Table);
     let queue = device.queue();
     let header = queue.arena.cut(16, 16, 0);
     let status = queue.arena.cut(1, 16, 0);

@@ -282,9 +282,9 @@ fn descriptors_split_from_their_header_end_the_connection() {
     ends_the_connection(|session| {
         let mut message = header(code::SET_VRING_CALL, VERSION, 8).to_vec();
         message.extend(0u64.to_ne_bytes());
-        // The descriptor comes with the fifth byte of the header: the kernel keeps the two parts apart.
-        let _ = session.connection.send_bytes(&message[..4], &[]);
-        let _ = session.connection.send_bytes(&message[4..], &[event.as_fd()]);
+        // The descriptor comes with the first four bytes alone: the kernel gives no reader more than those at once.
+        let _ = session.connection.send_bytes(&message[..4], &[event.as_fd()]);
+        let _ = session.connection.send_bytes(&message[4..], &[]);
     });
 }
 

@@ -1,10 +1,13 @@
 //! What is read from the socket before the vhost crate reads it: the header of the next message, peeked at, and the few
 //! messages that the crate lacks or hides, served here whole.
-#![allow(unsafe_code)] // recv with MSG_PEEK and FIONREAD have no wrapper; one call each.
 
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+
+use rustix::io::{Errno, ioctl_fionread};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -12,6 +15,9 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 pub(crate) const HEADER_BYTES: usize = 12;
 /// The largest payload; no message of the protocol has more.
 pub(crate) const PAYLOAD_MAX: u32 = 4096;
+
+/// The most descriptors that the crate takes with a message.
+const DESCRIPTORS_MAX: usize = 32;
 
 /// Requests that are served here.
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
@@ -62,27 +68,29 @@ pub(crate) enum Arrived {
 /// Looks at what has arrived without taking it, descriptors included.
 pub(crate) fn peek(socket: &UnixStream) -> io::Result<Arrived> {
     let mut raw = [0u8; HEADER_BYTES];
-    // SAFETY: the buffer is as long as stated; without a control buffer no descriptor is taken.
-    let got = unsafe {
-        libc::recv(socket.as_raw_fd(), raw.as_mut_ptr().cast(), raw.len(), libc::MSG_PEEK | libc::MSG_DONTWAIT)
+    let peeked = {
+        let mut no_descriptors = RecvAncillaryBuffer::default();
+        recvmsg(socket, &mut [IoSliceMut::new(&mut raw)], &mut no_descriptors, RecvFlags::PEEK | RecvFlags::DONTWAIT)
     };
-    if got < 0 {
-        let error = io::Error::last_os_error();
-        return match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Arrived::Incomplete(false)),
-            io::ErrorKind::ConnectionReset => Ok(Arrived::Closed),
-            _ => Err(error),
-        };
-    }
-    if got == 0 {
+    let peeked = match peeked {
+        Ok(peeked) => peeked,
+        Err(Errno::AGAIN | Errno::INTR) => return Ok(Arrived::Incomplete(false)),
+        Err(Errno::CONNRESET) => return Ok(Arrived::Closed),
+        Err(error) => return Err(error.into()),
+    };
+    if peeked.bytes == 0 {
         return Ok(Arrived::Closed);
     }
-    let available = available(socket)?;
-    if (got as usize) < HEADER_BYTES {
+    let available = usize::try_from(ioctl_fionread(socket)?).unwrap_or(0);
+    if peeked.bytes < HEADER_BYTES {
         return Ok(match available >= HEADER_BYTES {
             true => Arrived::Garbage("descriptors in the middle of a message's header"),
             false => Arrived::Incomplete(true),
         });
+    }
+    // Without room for descriptors, the kernel says that some were left out.
+    if peeked.flags.contains(ReturnFlags::CTRUNC) && has_too_many_descriptors(socket)? {
+        return Ok(Arrived::Garbage("a message with more than 32 descriptors"));
     }
     let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
     let header = Header { request: word(0), flags: word(4), size: word(8) };
@@ -95,11 +103,23 @@ pub(crate) fn peek(socket: &UnixStream) -> io::Result<Arrived> {
     }
 }
 
-fn available(socket: &UnixStream) -> io::Result<usize> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: FIONREAD stores an int where the pointer says.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(bytes).unwrap_or(0)) }
+/// Whether the next message carries more descriptors than the crate takes: it would lose its header over them and wait
+/// for the next one.
+fn has_too_many_descriptors(socket: &UnixStream) -> io::Result<bool> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX + 2))];
+    let mut received = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let peeked = recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut received, flags)?;
+    // Peeking makes copies of the descriptors, which are closed here.
+    let count: usize = received
+        .drain()
+        .map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.count(),
+            _ => 0,
+        })
+        .sum();
+    Ok(count > DESCRIPTORS_MAX || peeked.flags.contains(ReturnFlags::CTRUNC))
 }
 
 /// Takes a SET_BACKEND_REQ_FD, whose header was peeked at: the crate wraps the socket in an object that cannot send a

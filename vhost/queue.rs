@@ -110,9 +110,8 @@ impl Queue {
             last_error_log: Cell::new(None),
             errors_not_logged: Cell::new(0),
         });
+        queue.call_guest();
         queue.set_kick(setup.kick);
-        queue.mark_dirty();
-        queue.look();
         queue
     }
 
@@ -292,15 +291,14 @@ impl Queue {
         .await
     }
 
+    /// Shows the guest what was completed in this turn, and calls it if it wants to be called.
     fn publish(&self) {
         self.dirty.set(false);
-        let (call, lost) = {
-            let mut ring = self.ring.borrow_mut();
-            (ring.publish(), ring.memory().is_lost())
-        };
+        // Of memory that was lost in this turn, nothing is worth showing.
+        let lost = self.ring.borrow().memory().is_lost();
         if lost {
             self.break_ring(RingError::MemoryLost);
-        } else if call {
+        } else if self.ring.borrow_mut().publish() {
             self.call_guest();
         }
     }

@@ -83,23 +83,29 @@ impl Control {
 
 /// Waits for one descriptor or the stop. Edge-triggered, so that half a message costs nothing while the rest is
 /// awaited.
-struct Waiter<'a> {
-    epoll: Epoll,
-    control: &'a Control,
+struct Waiter(Epoll);
+
+/// Why a wait ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Arrived,
+    /// The peer sends nothing more; what it has sent is still there.
+    HungUp,
+    Deadline,
 }
 
-impl<'a> Waiter<'a> {
-    fn new(fd: BorrowedFd<'_>, control: &'a Control) -> io::Result<Self> {
+impl Waiter {
+    fn new(fd: BorrowedFd<'_>, control: &Control) -> io::Result<Self> {
         use std::os::fd::AsRawFd;
         let epoll = Epoll::new()?;
         let edge = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(edge, 0))?;
         epoll.ctl(ControlOperation::Add, control.stop.as_raw_fd(), EpollEvent::new(EventSet::IN, 1))?;
-        Ok(Self { epoll, control })
+        Ok(Self(epoll))
     }
 
-    /// Returns whether something came before the deadline. A stop counts as something.
-    fn wait(&self, deadline: Option<Instant>) -> io::Result<bool> {
+    /// Waits for something to come, until the deadline at most. A stop counts as something.
+    fn wait(&self, deadline: Option<Instant>) -> io::Result<Woken> {
         loop {
             let timeout_ms = match deadline {
                 None => -1,
@@ -110,8 +116,16 @@ impl<'a> Waiter<'a> {
                 }
             };
             let mut events = [EpollEvent::default(); 2];
-            match self.epoll.wait(timeout_ms, &mut events) {
-                Ok(n) => return Ok(n > 0 || self.control.stopping()),
+            match self.0.wait(timeout_ms, &mut events) {
+                Ok(n) => {
+                    let gone =
+                        |event: &EpollEvent| event.event_set().intersects(EventSet::READ_HANG_UP | EventSet::HANG_UP);
+                    return Ok(match &events[..n] {
+                        [] => Woken::Deadline,
+                        events if events.iter().any(gone) => Woken::HungUp,
+                        _ => Woken::Arrived,
+                    });
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -178,6 +192,7 @@ fn run_connection(session: &Arc<Session>, stream: UnixStream, control: &Control)
     let waiter = Waiter::new(socket.as_fd(), control).map_err(|e| e.to_string())?;
     let mut handler = BackendReqHandler::from_stream(stream, session.clone());
     let mut deadline = None;
+    let mut hung_up = false;
     while !control.stopping() {
         match extra_messages::peek(&socket).map_err(|e| e.to_string())? {
             Arrived::Closed => return Ok(()),
@@ -187,9 +202,16 @@ fn run_connection(session: &Arc<Session>, stream: UnixStream, control: &Control)
                 serve_message(session, &socket, &mut handler, header)?;
             }
             Arrived::Incomplete(begun) => {
+                if hung_up {
+                    return Err("the front-end left in the middle of a message".into());
+                }
                 let until = begun.then(|| *deadline.get_or_insert_with(|| Instant::now() + PATIENCE));
-                if !waiter.wait(until).map_err(|e| e.to_string())? {
-                    return Err(format!("a message was not completed within {} s", PATIENCE.as_secs()));
+                match waiter.wait(until).map_err(|e| e.to_string())? {
+                    Woken::Arrived => {}
+                    Woken::HungUp => hung_up = true,
+                    Woken::Deadline => {
+                        return Err(format!("a message was not completed within {} s", PATIENCE.as_secs()));
+                    }
                 }
             }
         }

@@ -280,7 +280,11 @@ fn map_single(region: &VhostUserSingleMemoryRegion, file: File) -> Result<Memory
 }
 
 fn notifier(file: Option<File>) -> Result<Option<Arc<Notifier>>> {
-    let wrap = |file| Notifier::new(file).map(Arc::new).ok_or_else(|| refuse("the descriptor is not an eventfd"));
+    let wrap = |file| {
+        Notifier::new(file)
+            .map(Arc::new)
+            .ok_or_else(|| refuse("the descriptor is one that a write may wait on, not an eventfd"))
+    };
     file.map(wrap).transpose()
 }
 

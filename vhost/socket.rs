@@ -3,10 +3,12 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use rustix::net::sockopt;
 
 /// Where an export is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +149,7 @@ fn inherited(fd: RawFd) -> Result<Endpoint, String> {
         return Err("it is not a socket".into());
     }
     let owned = take_fd(fd);
-    match accepts_connections(&owned).map_err(|e| e.to_string())? {
+    match sockopt::socket_acceptconn(&owned).map_err(|e| e.to_string())? {
         true => Ok(Endpoint::Listening(Listener { listener: owned.into(), file: None })),
         false => Ok(Endpoint::Connected(owned.into())),
     }
@@ -158,21 +160,4 @@ fn take_fd(fd: RawFd) -> OwnedFd {
     // SAFETY: the descriptor was handed to this process for this export alone, is open, and is not one of the three
     // standard ones; each export names its own.
     unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-#[allow(unsafe_code)] // getsockopt has no wrapper in the standard library; one call.
-fn accepts_connections(socket: &OwnedFd) -> io::Result<bool> {
-    let mut value: libc::c_int = 0;
-    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is open, and `value` and `len` describe a place for an int.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ACCEPTCONN,
-            (&raw mut value).cast(),
-            &raw mut len,
-        )
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value != 0) }
 }

@@ -49,12 +49,16 @@ impl Iothread {
     }
 }
 
-/// Closes the mailbox when the loop ends, by a panic too: tasks that are left hold on to the context, so it does not
-/// close by itself, and who calls then would wait for ever.
+/// Closes the mailbox when the loop ends: tasks that are left hold on to the context, so it does not close by itself,
+/// and who calls then would wait for ever. A panic, which is a bug, ends the process: requests of every disk on the
+/// thread would hang otherwise, while nothing shows it.
 struct CloseOnDrop(AioRemote);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
         self.0.close();
     }
 }

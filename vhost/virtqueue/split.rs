@@ -63,7 +63,8 @@ pub(super) struct SplitRing {
     next_used: u16,
     /// Up to where the guest has been shown used entries.
     published: u16,
-    /// Whether the guest must be called at the next publish, whatever it says: the first after a start.
+    /// Whether the guest must be called at the next publish, whatever it says: the first after a start, as what it
+    /// wished before the start is not known.
     first: bool,
     /// Whether kicks are suppressed at the moment.
     suppressed: bool,
@@ -284,7 +285,7 @@ impl SplitRing {
     #[inline]
     pub(super) fn publish(&mut self) -> bool {
         let (old, new) = (self.published, self.next_used);
-        if old == new && !self.first {
+        if old == new {
             return false;
         }
         // Release: the elements, and the data they stand for, come before the index.
