@@ -63,8 +63,8 @@ pub(super) struct SplitRing {
     next_used: u16,
     /// Up to where the guest has been shown used entries.
     published: u16,
-    /// Whether the guest must be called at the next publish, whatever it says: the first after a start, as what it
-    /// wished before the start is not known.
+    /// Whether nothing was published since the start. With event indices the guest is called then, whatever it says:
+    /// its wish may be from before the start.
     first: bool,
     /// Whether kicks are suppressed at the moment.
     suppressed: bool,
@@ -293,10 +293,11 @@ impl SplitRing {
         self.published = new;
         // §2.7.7.2: the index must be visible before the guest's wish is read.
         fence(Ordering::SeqCst);
-        if std::mem::take(&mut self.first) {
-            return true;
-        }
+        let first = std::mem::take(&mut self.first);
         if self.features.event_idx {
+            if first {
+                return true;
+            }
             let event = self.used_event().load(Ordering::Relaxed);
             // §2.7.10: whether `event` lies in the entries published just now.
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
 use crate::Graph;
@@ -221,7 +222,14 @@ fn stable_means_that_no_page_is_left_to_be_written_back() {
         let flushing = channel.clone();
         assert_eq!(context.run_until(async move { flushing.flush().await }), Ok(()));
         assert_eq!(dirty() == 0, obeys, "a flush");
-        backend.set_write_cache(false);
+        // It asks this thread's loop, so it is called on another one.
+        let (turned_off, sleeper) = (backend.clone(), context.clone());
+        let turned_off = std::thread::spawn(move || turned_off.set_write_cache(false));
+        context.run_until(async move {
+            while !turned_off.is_finished() {
+                sleeper.sleep(Duration::from_millis(1)).await;
+            }
+        });
         file.sync();
         write(4096);
         assert_eq!(dirty() == 0, obeys, "a write with the cache off");
