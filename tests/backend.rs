@@ -65,6 +65,7 @@ pub struct Setup {
     node: String,
     export: String,
     socket: Option<PathBuf>,
+    more: Vec<String>,
 }
 
 impl Setup {
@@ -78,6 +79,7 @@ impl Setup {
             node: node.to_string(),
             export: "writable=on".to_string(),
             socket: None,
+            more: Vec::new(),
         }
     }
 
@@ -172,8 +174,15 @@ impl Setup {
             "--export",
             &format!("type=vhost-user-blk,id=e0,node-name={node},addr.type=unix,addr.path={socket},{export},{threads}"),
         ]);
+        command.args(&self.more);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
+    }
+
+    /// With these arguments behind all others.
+    pub fn more(mut self, arguments: Vec<String>) -> Self {
+        self.more = arguments;
+        self
     }
 
     /// Starts it and waits until it listens.

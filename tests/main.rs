@@ -12,6 +12,7 @@ mod features;
 mod framings;
 mod hostile_messages;
 mod hostile_rings;
+mod idle;
 mod memory_regions;
 mod multiqueue;
 mod notifications;
