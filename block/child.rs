@@ -2,13 +2,14 @@
 //! Every request to a driver goes through [`ChildChannel`], which checks the range, brings the request into the shape
 //! that the node's limits ask for, and keeps padded writes apart from others. It never touches a device.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::aio::AioContext;
 use crate::driver::{BlockFuture, BlockStatus, BoxFuture, IoChannel, WriteFlags};
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
-use crate::iovec::{self, IoVec};
+use crate::iovec::{self, AlignedBuffer, IoVec};
 use crate::limits::BlockLimits;
 use crate::node::{DetectZeroes, Node};
 use crate::permissions::{PermissionSet, Permissions};
@@ -85,6 +86,8 @@ impl Child {
             channel: self.node.driver().attach(context)?,
             transfer_max: limits.transfer_max(),
             iov_max: limits.iov_max(),
+            bounce: shaping::BounceBudget::default(),
+            zeroes: OnceCell::new(),
             limits,
             tracked: self.node.may_pad(),
             may_grow: self.may_grow,
@@ -108,6 +111,9 @@ pub struct ChildChannel {
     /// As the limits say, worked out once.
     transfer_max: u64,
     iov_max: usize,
+    pub(crate) bounce: shaping::BounceBudget,
+    /// Zeroes to be written as data, made when first needed. Nobody writes to it.
+    pub(crate) zeroes: OnceCell<AlignedBuffer>,
     /// Whether writes to the node may be padded, and so must keep out of each other's way.
     pub(crate) tracked: bool,
     may_grow: bool,

@@ -2,7 +2,9 @@
 //! copies through a buffer of our own what is not aligned, and reads, changes and writes back what covers blocks only
 //! in part. Only the slow path comes here; `child.rs` decides that.
 
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::task::{Poll, Waker};
 
 use crate::child::ChildChannel;
 use crate::driver::WriteFlags;
@@ -11,6 +13,50 @@ use crate::iovec::{self, AlignedBuffer, IoVec};
 
 /// The most bytes that one request bounces at a time, so that memory stays bounded; a multiple of every alignment.
 const BOUNCE_MAX: u64 = 1 << 20;
+
+/// The most bytes that all requests of one channel bounce at a time; who comes later waits. A guest could otherwise
+/// make us allocate as much as it can have in flight.
+const BOUNCE_TOTAL_MAX: u64 = 16 << 20;
+
+/// How many zeroes are written at a time; a multiple of every alignment.
+const ZEROES_BYTES: usize = 256 << 10;
+
+/// The bytes that the requests of one channel bounce at the moment.
+#[derive(Default)]
+pub(crate) struct BounceBudget {
+    in_use: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+/// A buffer of our own, within the budget until it is dropped.
+struct Bounce<'a> {
+    budget: &'a BounceBudget,
+    buffer: AlignedBuffer,
+}
+
+impl BounceBudget {
+    /// `len` zero bytes, at most [`BOUNCE_MAX`] or one block, once the budget has room for them.
+    async fn buffer(&self, len: u64, align: u32) -> Bounce<'_> {
+        std::future::poll_fn(|cx| {
+            // One always fits, however large its blocks are.
+            if self.in_use.get() > 0 && self.in_use.get() + len > BOUNCE_TOTAL_MAX {
+                self.waiting.borrow_mut().push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            self.in_use.set(self.in_use.get() + len);
+            Poll::Ready(())
+        })
+        .await;
+        Bounce { budget: self, buffer: AlignedBuffer::new(len as usize, align as usize) }
+    }
+}
+
+impl Drop for Bounce<'_> {
+    fn drop(&mut self) {
+        self.budget.in_use.set(self.budget.in_use.get() - self.buffer.len() as u64);
+        self.budget.waiting.take().into_iter().for_each(Waker::wake);
+    }
+}
 
 /// How one piece of a request reaches the driver.
 enum Piece {
@@ -39,11 +85,10 @@ fn next_piece(channel: &ChildChannel, offset: u64, iov: &[IoVec], at: u64, end: 
     (Piece::Bounced(start..stop), stop.min(end) - at)
 }
 
-fn buffer_for(channel: &ChildChannel, blocks: &Range<u64>) -> AlignedBuffer {
+async fn buffer_for<'a>(channel: &'a ChildChannel, blocks: &Range<u64>) -> Bounce<'a> {
     let limits = channel.limits();
     let align = limits.memory_alignment.max(limits.request_alignment);
-    // At most BOUNCE_MAX or one block, so it fits.
-    AlignedBuffer::new((blocks.end - blocks.start) as usize, align as usize)
+    channel.bounce.buffer(blocks.end - blocks.start, align).await
 }
 
 pub(crate) async fn read(channel: &ChildChannel, offset: u64, iov: &[IoVec]) -> BlockResult {
@@ -54,9 +99,10 @@ pub(crate) async fn read(channel: &ChildChannel, offset: u64, iov: &[IoVec]) -> 
         match piece {
             Piece::Direct(part) => channel.channel.preadv(at, &part).await?,
             Piece::Bounced(blocks) => {
-                let buffer = buffer_for(channel, &blocks);
-                channel.channel.preadv(blocks.start, &[buffer.iov()]).await?;
-                copy(&[buffer.iov()], at - blocks.start, iov, at - offset, bytes);
+                let bounce = buffer_for(channel, &blocks).await;
+                let whole = bounce.buffer.iov();
+                channel.channel.preadv(blocks.start, &[whole]).await?;
+                copy(&[whole], at - blocks.start, iov, at - offset, bytes);
             }
         }
         at += bytes;
@@ -79,8 +125,8 @@ pub(crate) async fn write(channel: &ChildChannel, offset: u64, iov: &[IoVec], fl
         match piece {
             Piece::Direct(part) => channel.channel.pwritev(at, &part, flags).await?,
             Piece::Bounced(blocks) => {
-                let buffer = buffer_for(channel, &blocks);
-                let whole = buffer.iov();
+                let bounce = buffer_for(channel, &blocks).await;
+                let whole = bounce.buffer.iov();
                 let last = blocks.end - align;
                 if at != blocks.start {
                     channel.channel.preadv(blocks.start, &[whole.part(0, align as usize)]).await?;
@@ -166,12 +212,13 @@ async fn write_zeroes_slowly(channel: &ChildChannel, offset: u64, bytes: u64, fl
     if flags.no_fallback {
         return Err(BlockError::NotSupported);
     }
-    let limits = channel.limits();
-    let zeroes = AlignedBuffer::new(BOUNCE_MAX.min(bytes) as usize, limits.memory_alignment as usize);
+    // One buffer for all, outside the budget: whoever holds a part of that must not wait for more of it.
+    let align = channel.limits().memory_alignment.max(channel.limits().request_alignment);
+    let zeroes = channel.zeroes.get_or_init(|| AlignedBuffer::new(ZEROES_BYTES, align as usize)).iov();
     let flags = WriteFlags { fua: flags.fua, ..WriteFlags::default() };
     let mut done = 0;
     while done < bytes {
-        let part = zeroes.iov().part(0, (bytes - done).min(BOUNCE_MAX) as usize);
+        let part = zeroes.part(0, (bytes - done).min(ZEROES_BYTES as u64) as usize);
         write(channel, offset + done, &[part], flags).await?;
         done += part.len() as u64;
     }

@@ -346,6 +346,10 @@ impl Poller for Queue {
     }
 
     fn arm(&self) -> bool {
+        // Once the queue is stopped, the ring may be anything; a broken one is not looked at again.
+        if self.stopping.get() || self.broken.get() {
+            return false;
+        }
         let more = self.ring.borrow_mut().enable_kicks();
         more && self.serves()
     }

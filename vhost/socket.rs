@@ -8,7 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::net::sockopt;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 /// Where an export is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,9 @@ impl fmt::Display for SocketAddress {
         }
     }
 }
+
+/// How many front-ends may wait for the one being served.
+const BACKLOG: i32 = 128;
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -90,27 +94,44 @@ impl Endpoint {
         let refuse = |why: String| SocketError { address: address.to_string(), why };
         match address {
             SocketAddress::Unix { path, mode, group } => {
-                let listener = listen(path).map_err(refuse)?;
-                let result = prepare(&listener, path, *mode, *group).map_err(|e| refuse(e.to_string()));
-                if result.is_err() {
-                    let _ = std::fs::remove_file(path);
-                }
-                result.map(Self::Listening)
+                listen(path, *mode, *group).map(Self::Listening).map_err(refuse)
             }
             SocketAddress::Fd(fd) => inherited(*fd).map_err(refuse),
         }
     }
 }
 
-/// Binds the path. A socket file that nobody listens on is replaced; anything else that is there is left alone.
-fn listen(path: &Path) -> Result<UnixListener, String> {
-    let error = match UnixListener::bind(path) {
-        Ok(listener) => return Ok(listener),
-        Err(error) => error,
-    };
-    if error.kind() != io::ErrorKind::AddrInUse {
-        return Err(error.to_string());
+/// Makes the socket file with its owner and permissions, and listens only then, so that nobody else gets in before. A
+/// socket file that nobody listens on is replaced; anything else that is there is left alone.
+fn listen(path: &Path, mode: Option<u32>, group: Option<u32>) -> Result<Listener, String> {
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|e| e.to_string())?;
+    let address = SocketAddrUnix::new(path).map_err(|e| e.to_string())?;
+    match rustix::net::bind(&socket, &address) {
+        Ok(()) => {}
+        Err(Errno::ADDRINUSE) => {
+            remove_stale(path)?;
+            rustix::net::bind(&socket, &address).map_err(|e| e.to_string())?;
+        }
+        Err(error) => return Err(error.to_string()),
     }
+    let metadata = std::fs::symlink_metadata(path).map_err(|e| e.to_string())?;
+    let file = Some((path.to_owned(), metadata.dev(), metadata.ino()));
+    // From here on the file goes away with this.
+    let listener = Listener { listener: UnixListener::from(socket), file };
+    if group.is_some() {
+        std::os::unix::fs::chown(path, None, group).map_err(|e| format!("setting its group: {e}"))?;
+    }
+    if let Some(mode) = mode {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(path, permissions).map_err(|e| format!("setting its mode: {e}"))?;
+    }
+    rustix::net::listen(&listener.listener, BACKLOG).map_err(|e| e.to_string())?;
+    Ok(listener)
+}
+
+/// Removes a socket file that nobody listens on.
+fn remove_stale(path: &Path) -> Result<(), String> {
     let is_socket =
         std::fs::symlink_metadata(path).is_ok_and(|m| std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()));
     if !is_socket {
@@ -120,23 +141,10 @@ fn listen(path: &Path) -> Result<UnixListener, String> {
         Ok(_) => Err("another process is serving it".into()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             tracing::info!("socket {}: replacing a stale socket file", path.display());
-            std::fs::remove_file(path).map_err(|e| format!("removing the stale socket file: {e}"))?;
-            UnixListener::bind(path).map_err(|e| e.to_string())
+            std::fs::remove_file(path).map_err(|e| format!("removing the stale socket file: {e}"))
         }
         Err(error) => Err(format!("it is in use ({error})")),
     }
-}
-
-fn prepare(listener: &UnixListener, path: &Path, mode: Option<u32>, group: Option<u32>) -> io::Result<Listener> {
-    if let Some(group) = group {
-        std::os::unix::fs::chown(path, None, Some(group))?;
-    }
-    if let Some(mode) = mode {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    }
-    let metadata = std::fs::symlink_metadata(path)?;
-    let file = Some((path.to_owned(), metadata.dev(), metadata.ino()));
-    Ok(Listener { listener: listener.try_clone()?, file })
 }
 
 /// Takes over an inherited socket. SO_ACCEPTCONN tells a listening one from a connected one.
