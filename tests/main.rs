@@ -4,6 +4,7 @@ mod backend;
 mod frontend;
 mod image;
 
+mod command_lines;
 mod config_space;
 mod connections;
 mod differential;
