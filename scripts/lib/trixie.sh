@@ -125,3 +125,16 @@ in_trixie() {
     shift
     "${COMMAND[@]}" "$@"
 }
+
+# Puts these programs of Debian 13 first on the PATH, for tests that look for them there.
+trixie_on_path() {
+    local programs=$PROVISION/programs name COMMAND
+    mkdir -p "$programs"
+    for name; do
+        trixie_command "$name"
+        printf '#!/bin/sh\nexec%s "$@"\n' "$(printf ' %q' "${COMMAND[@]}")" >"$programs/$name.new"
+        chmod +x "$programs/$name.new"
+        mv "$programs/$name.new" "$programs/$name"
+    done
+    export PATH=$programs:$PATH
+}
