@@ -187,7 +187,8 @@ impl BlockBackend {
             return Err(OpenError(format!("\"{}\" has no medium", self.name)));
         };
         self.drain_begin();
-        let result = node.resize(bytes);
+        // The channels hold limits that may have changed with the size.
+        let result = node.resize(bytes).and_then(|()| self.rebuild_channels());
         self.drain_end();
         if let (Ok(()), Some(device)) = (&result, self.device()) {
             device.resize();

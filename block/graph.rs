@@ -1,9 +1,9 @@
 //! Graph: the opened nodes by name. It owns the options that all nodes share and how a definition becomes nodes,
 //! children first; what a driver's own options mean is the driver's business.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::child::Child;
 use crate::driver::BlockDriver;
@@ -56,17 +56,27 @@ impl Graph {
             force_share: false,
             discard: false,
         };
-        self.open(options, top)
+        let before: BTreeSet<String> = self.nodes().keys().cloned().collect();
+        let result = self.open(options, top);
+        if result.is_err() {
+            // Inline children that had been opened go with it.
+            self.nodes().retain(|name, _| before.contains(name));
+        }
+        result
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node of that name.
     pub fn find(&self, name: &str) -> Option<Arc<Node>> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.nodes().get(name).cloned()
     }
 
     /// Forgets all nodes; they close when their last user lets go.
     pub fn clear(&self) {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.nodes().clear();
     }
 
     fn open(&self, mut options: Options, inherited: Inherited) -> OpenResult<Arc<Node>> {
@@ -82,7 +92,7 @@ impl Graph {
         options.finish().map_err(OpenError::new)?;
         let name = node.name.clone();
         let node = Node::new(node, row.name, driver)?;
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(name, node.clone());
+        self.nodes().insert(name, node.clone());
         Ok(node)
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blockport_block::aio::{AioRemote, Iothread, PollSettings};
 use blockport_block::{BlockBackend, Graph, OpenError, OpenResult, Permissions, RequestKind};
@@ -17,6 +18,9 @@ use crate::options::{self, Config, ExportConfig, IothreadConfig, Step};
 
 /// The iothread of exports that name none.
 const DEFAULT_IOTHREAD: &str = "main-io";
+
+/// Larger logical blocks than this are unusual enough for a warning, in bytes.
+const LOGICAL_BLOCK_SIZE_USUAL: u32 = 4096;
 
 /// Runs a configuration until a signal ends it: finished, flushed, cleaned up. A second signal ends it at once.
 ///
@@ -86,6 +90,8 @@ struct Daemon {
     exports: Vec<VhostUserBlkExport>,
     graph: Graph,
     iothreads: BTreeMap<String, Iothread>,
+    /// Exports that front-ends can still use.
+    live_exports: Arc<AtomicUsize>,
 }
 
 impl Daemon {
@@ -135,9 +141,27 @@ impl Daemon {
             queue_size_max: config.queue_size_max,
             writethrough: config.writethrough,
         };
-        let export = VhostUserBlkExport::start(backend, settings, iothreads, &address).map_err(OpenError::new)?;
+        if settings.logical_block_size > LOGICAL_BLOCK_SIZE_USUAL {
+            let size = settings.logical_block_size;
+            tracing::warn!("export \"{}\": Linux and firmware may refuse blocks of {size} bytes", settings.id);
+        }
+        let on_end = self.on_end();
+        let export =
+            VhostUserBlkExport::start(backend, settings, iothreads, &address, on_end).map_err(OpenError::new)?;
         self.exports.push(export);
         Ok(())
+    }
+
+    /// What an export that serves one connected socket calls at its end: the last export ends the daemon.
+    fn on_end(&self) -> Box<dyn FnOnce() + Send> {
+        let live = self.live_exports.clone();
+        live.fetch_add(1, Ordering::Relaxed);
+        Box::new(move || {
+            if live.fetch_sub(1, Ordering::Relaxed) == 1 {
+                tracing::info!("no export is left to be served");
+                let _ = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGTERM);
+            }
+        })
     }
 
     /// The iothreads of these names; the shared default one if there are none.

@@ -61,7 +61,7 @@ As management software starts a vhost-user program:
 /// `--blockdev` and `--export` for any graph of nodes, created in the order given; `--socket-path` or `--fd` with `--blk-file` for management
 /// software.
 ///
-/// SIGTERM and SIGINT finish what is under way, flush, and end the program; a second one ends it at once. The exit
+/// SIGTERM, SIGINT and SIGHUP finish what is under way, flush, and end the program; a second one ends it at once. The exit
 /// status is 0 after that, 1 if the start failed, and 2 if the command line could not be understood.
 #[derive(Parser, Debug)]
 #[command(

@@ -156,7 +156,8 @@ pub struct VhostUserBlkExport {
 }
 
 impl VhostUserBlkExport {
-    /// Starts serving. Queue `n` runs on `iothreads[n % iothreads.len()]`.
+    /// Starts serving. Queue `n` runs on `iothreads[n % iothreads.len()]`. `on_end` is called, on the control thread, when
+    /// no front-end can come any more: after the one on a connected socket has left.
     ///
     /// # Errors
     /// The socket cannot be had, the backend has a device already, or the control thread could not be started.
@@ -168,6 +169,7 @@ impl VhostUserBlkExport {
         settings: ExportSettings,
         iothreads: Vec<AioRemote>,
         address: &SocketAddress,
+        on_end: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, ExportError> {
         assert!(!iothreads.is_empty(), "an export needs an iothread");
         let features = config_space::features(&settings, backend.can_discard());
@@ -193,7 +195,7 @@ impl VhostUserBlkExport {
         });
         let endpoint = Endpoint::open(address)?;
         state.backend.attach_device(Arc::new(Device(Arc::downgrade(&state))))?;
-        let server = Server::start(state.clone(), endpoint).map_err(ExportError::Thread);
+        let server = Server::start(state.clone(), endpoint, on_end).map_err(ExportError::Thread);
         if server.is_err() {
             state.backend.detach_device();
         }

@@ -2,6 +2,7 @@
 //! turn and calls the guest. It owns the started ring from start to stop; the session decides when these are.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -77,9 +78,10 @@ pub struct Queue {
     hot: Cell<bool>,
     spare: SpareChains,
     /// Requests handed to a worker task that has not run yet, and the workers that wait for one.
-    handed: RefCell<Vec<Pending>>,
+    handed: RefCell<VecDeque<Pending>>,
     idle_workers: RefCell<Vec<Waker>>,
-    workers_ended: Cell<bool>,
+    /// Set at the end of a stop: nothing will be served again.
+    ended: Cell<bool>,
     drained: RefCell<Vec<Waker>>,
     last_error_log: Cell<Option<std::time::Instant>>,
     errors_not_logged: Cell<u64>,
@@ -105,7 +107,7 @@ impl Queue {
             spare: SpareChains::default(),
             handed: RefCell::default(),
             idle_workers: RefCell::default(),
-            workers_ended: Cell::new(false),
+            ended: Cell::new(false),
             drained: RefCell::default(),
             last_error_log: Cell::new(None),
             errors_not_logged: Cell::new(0),
@@ -122,7 +124,7 @@ impl Queue {
         if watch.is_none() {
             let queue = self.clone();
             self.context.spawn(async move {
-                while !queue.stopping.get() && queue.kick.borrow().is_none() {
+                while !queue.ended.get() && queue.kick.borrow().is_none() {
                     queue.look();
                     queue.context.sleep(POLLING_MODE_INTERVAL).await;
                 }
@@ -181,7 +183,7 @@ impl Queue {
         self.kick.replace(None);
         self.drained().await;
         self.publish();
-        self.workers_ended.set(true);
+        self.ended.set(true);
         self.idle_workers.take().into_iter().for_each(Waker::wake);
         self.ring.borrow().next_avail()
     }
@@ -223,7 +225,10 @@ impl Queue {
             }
             let head = chain.head;
             match virtio_blk::start(&mut chain, &self.device, &self.channel) {
-                Started::Done(written) => ring.push(head, written),
+                Started::Done { written, result } => {
+                    ring.push(head, written);
+                    self.log_error(result);
+                }
                 Started::Pending(pending) => {
                     self.hand_over(pending);
                     chain = self.spare.take().unwrap_or_default();
@@ -256,7 +261,7 @@ impl Queue {
     /// Gives a request that did not complete at once to a worker task: an idle one, or a new one.
     fn hand_over(self: &Rc<Self>, pending: Pending) {
         self.in_flight.set(self.in_flight.get() + 1);
-        self.handed.borrow_mut().push(pending);
+        self.handed.borrow_mut().push_back(pending);
         match self.idle_workers.borrow_mut().pop() {
             Some(worker) => worker.wake(),
             None => self.context.spawn(self.clone().work()),
@@ -279,10 +284,10 @@ impl Queue {
 
     async fn next_request(&self) -> Option<Pending> {
         std::future::poll_fn(|cx| {
-            if let Some(pending) = self.handed.borrow_mut().pop() {
+            if let Some(pending) = self.handed.borrow_mut().pop_front() {
                 return Poll::Ready(Some(pending));
             }
-            if self.workers_ended.get() {
+            if self.ended.get() {
                 return Poll::Ready(None);
             }
             self.idle_workers.borrow_mut().push(cx.waker().clone());
@@ -321,8 +326,15 @@ impl Queue {
     }
 
     /// Logs the cause of a failed request, at most once in an interval.
+    #[inline]
     fn log_error(&self, result: BlockResult) {
-        let Err(error) = result else { return };
+        if let Err(error) = result {
+            self.log_cause(error);
+        }
+    }
+
+    #[cold]
+    fn log_cause(&self, error: BlockError) {
         if matches!(error, BlockError::OutOfRange | BlockError::ReadOnly) {
             // The guest's own doing; it is told, and counted.
             return;

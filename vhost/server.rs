@@ -41,7 +41,11 @@ struct Control {
 }
 
 impl Server {
-    pub(crate) fn start(export: Arc<ExportState>, endpoint: Endpoint) -> io::Result<Self> {
+    pub(crate) fn start(
+        export: Arc<ExportState>,
+        endpoint: Endpoint,
+        on_end: Box<dyn FnOnce() + Send>,
+    ) -> io::Result<Self> {
         let control = Arc::new(Control {
             stop: EventFd::new(EFD_NONBLOCK)?,
             stopping: AtomicBool::new(false),
@@ -52,6 +56,9 @@ impl Server {
         let name = format!("vhost-{}", export.settings.id);
         let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
             serve(&export, endpoint, &shared);
+            if !shared.stopping() {
+                on_end();
+            }
         })?;
         Ok(Self { control, thread: Some(thread) })
     }
@@ -178,7 +185,7 @@ fn serve_front_end(export: &Arc<ExportState>, stream: UnixStream, control: &Cont
         Err(why) => tracing::warn!("{}: the connection was closed: {why}", export.name()),
     }
     if in_flight > 0 {
-        tracing::warn!("{}: {in_flight} requests in flight were not answered", export.name());
+        tracing::warn!("{}: {in_flight} requests were in flight when it left; nobody saw their answers", export.name());
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
@@ -35,6 +36,9 @@ impl fmt::Display for SocketAddress {
         }
     }
 }
+
+/// The mode of a socket file that got a group but no mode.
+const MODE_DEFAULT: u32 = 0o660;
 
 /// How many front-ends may wait for the one being served.
 const BACKLOG: i32 = 128;
@@ -101,12 +105,17 @@ impl Endpoint {
     }
 }
 
-/// Makes the socket file with its owner and permissions, and listens only then, so that nobody else gets in before. A
-/// socket file that nobody listens on is replaced; anything else that is there is left alone.
+/// Makes the socket file and listens. The file begins with no permission at all and gets its owner and mode afterwards, so
+/// that nobody gets in who should not. A socket file that nobody listens on is replaced; anything else that is there is
+/// left alone.
 fn listen(path: &Path, mode: Option<u32>, group: Option<u32>) -> Result<Listener, String> {
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|e| e.to_string())?;
     let address = SocketAddrUnix::new(path).map_err(|e| e.to_string())?;
+    // On Linux, the mode of the socket is that of the file that bind makes, less the umask.
+    if mode.is_some() || group.is_some() {
+        rustix::fs::fchmod(&socket, Mode::empty()).map_err(|e| e.to_string())?;
+    }
     match rustix::net::bind(&socket, &address) {
         Ok(()) => {}
         Err(Errno::ADDRINUSE) => {
@@ -115,18 +124,21 @@ fn listen(path: &Path, mode: Option<u32>, group: Option<u32>) -> Result<Listener
         }
         Err(error) => return Err(error.to_string()),
     }
+    // At once: another process takes a socket file for stale when nobody listens on it.
+    rustix::net::listen(&socket, BACKLOG).map_err(|e| e.to_string())?;
     let metadata = std::fs::symlink_metadata(path).map_err(|e| e.to_string())?;
-    let file = Some((path.to_owned(), metadata.dev(), metadata.ino()));
+    // The daemon may go to another directory.
+    let path = std::path::absolute(path).map_err(|e| e.to_string())?;
     // From here on the file goes away with this.
+    let file = Some((path.clone(), metadata.dev(), metadata.ino()));
     let listener = Listener { listener: UnixListener::from(socket), file };
     if group.is_some() {
-        std::os::unix::fs::chown(path, None, group).map_err(|e| format!("setting its group: {e}"))?;
+        std::os::unix::fs::chown(&path, None, group).map_err(|e| format!("setting its group: {e}"))?;
     }
-    if let Some(mode) = mode {
-        let permissions = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(path, permissions).map_err(|e| format!("setting its mode: {e}"))?;
+    if mode.is_some() || group.is_some() {
+        let permissions = std::fs::Permissions::from_mode(mode.unwrap_or(MODE_DEFAULT));
+        std::fs::set_permissions(&path, permissions).map_err(|e| format!("setting its mode: {e}"))?;
     }
-    rustix::net::listen(&listener.listener, BACKLOG).map_err(|e| e.to_string())?;
     Ok(listener)
 }
 

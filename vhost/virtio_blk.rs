@@ -36,15 +36,22 @@ pub(crate) struct DeviceModel {
 
 /// The outcome of starting a request.
 pub(crate) enum Started {
-    /// It is complete; that many bytes of the chain were written. The chain is the caller's again.
-    Done(u32),
+    /// It is complete. The chain is the caller's again.
+    Done {
+        /// How many bytes of the chain were written.
+        written: u32,
+        /// What the block layer said, if it was asked.
+        result: BlockResult,
+    },
     /// It goes on, and has taken the chain.
     Pending(Pending),
 }
 
 /// What became of a request at once.
 enum Outcome {
-    /// Complete, with this status.
+    /// Complete in the block layer.
+    Done(BlockResult),
+    /// Complete without it, with this status.
     Status(u32),
     /// In the block layer.
     Work(Work),
@@ -54,7 +61,7 @@ impl From<Submitted> for Outcome {
     #[inline]
     fn from(submitted: Submitted) -> Self {
         match submitted {
-            Submitted::Done(result) => Self::Status(status_of(result)),
+            Submitted::Done(result) => Self::Done(result),
             Submitted::Pending(request) => Self::Work(Work::One(request)),
         }
     }
@@ -114,11 +121,11 @@ fn finish(status: IoVec, data_in: u32, code: u32) -> u32 {
 #[inline]
 pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
     // No room for a status: nothing can be answered, and nothing is done.
-    let Some(status) = take_status(chain) else { return Started::Done(0) };
+    let Some(status) = take_status(chain) else { return answered(0) };
     let (data_out, data_in) = chain.iov.split_at_mut(chain.readable);
     let in_bytes = u32::try_from(iovec::total_len(data_in)).unwrap_or(u32::MAX);
     let Some((header, from)) = take_header(data_out) else {
-        return Started::Done(finish(status, in_bytes, VIRTIO_BLK_S_IOERR));
+        return answered(finish(status, in_bytes, VIRTIO_BLK_S_IOERR));
     };
     let data_out = &data_out[from..];
     let kind = u32::from_le_bytes(std::array::from_fn(|i| header[i]));
@@ -138,21 +145,28 @@ pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<Backen
             // §5.2.6: no terminator when the serial is as long as the field. A shorter buffer gets what fits.
             let copied = iovec::fill_from(data_in, &device.serial) as u32;
             finish(status, 0, VIRTIO_BLK_S_OK);
-            return Started::Done(copied + u32::from(copied == in_bytes));
+            return answered(copied + u32::from(copied == in_bytes));
         }
         VIRTIO_BLK_T_DISCARD if device.can_discard => device.discard(data_out, channel),
         VIRTIO_BLK_T_WRITE_ZEROES => device.write_zeroes(data_out, channel),
         _ => Outcome::Status(VIRTIO_BLK_S_UNSUPP),
     };
     match outcome {
-        Outcome::Status(code) => Started::Done(finish(status, in_bytes, code)),
+        Outcome::Done(result) => Started::Done { written: finish(status, in_bytes, status_of(result)), result },
+        Outcome::Status(code) => answered(finish(status, in_bytes, code)),
         Outcome::Work(work) => {
             Started::Pending(Pending { chain: Some(std::mem::take(chain)), status, data_in: in_bytes, work })
         }
     }
 }
 
-/// A request that is answered without reaching the block layer.
+/// What is answered without asking the block layer.
+#[inline]
+fn answered(written: u32) -> Started {
+    Started::Done { written, result: Ok(()) }
+}
+
+/// A request that is refused before it reaches the block layer.
 fn refuse(kind: RequestKind, channel: &BackendChannel) -> Outcome {
     channel.account_invalid(kind);
     Outcome::Status(VIRTIO_BLK_S_IOERR)

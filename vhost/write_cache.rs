@@ -98,12 +98,17 @@ impl WriteCache {
         }
     }
 
-    /// Hands the value to the backend. When it goes off, writes that start from now on are stable by themselves, and
-    /// those before are flushed.
+    /// Hands the value to the backend. When it goes off, writes that start from now on are stable by themselves; those
+    /// before are waited for, as a flush covers only what has completed, and flushed.
     fn try_apply(&self, state: &State, backend: &Arc<BlockBackend>) -> BlockResult {
         let (was, now) = (backend.write_cache(), self.effective(state));
         backend.set_write_cache(now);
-        if was && !now { backend.flush_blocking() } else { Ok(()) }
+        if !was || now {
+            return Ok(());
+        }
+        backend.drain_begin();
+        backend.drain_end();
+        backend.flush_blocking()
     }
 }
 

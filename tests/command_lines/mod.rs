@@ -58,32 +58,15 @@ impl CommandLine {
         let text = fs::read_to_string(path).expect("a command line");
         let comment = |key: &str| -> Vec<String> {
             let prefix = format!("# {key}: ");
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix(prefix.as_str()));
-            line.unwrap_or_default()
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect()
+            let line = text.lines().find_map(|line| line.strip_prefix(prefix.as_str()));
+            line.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
         };
-        let command: String = text
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let command: String =
+            text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
         let mut words = words(&command);
-        assert_eq!(
-            words.first().map(String::as_str),
-            Some("qemu-storage-daemon"),
-            "{}",
-            path.display()
-        );
+        assert_eq!(words.first().map(String::as_str), Some("qemu-storage-daemon"), "{}", path.display());
         Self {
-            name: path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+            name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             args: words.split_off(1),
             listens: comment("listens"),
             inherits: comment("inherits").pop(),
@@ -97,8 +80,7 @@ impl CommandLine {
         let expanded = |text: &str| text.replace("$DIR", &directory.0.to_string_lossy());
 
         let mut command = Command::new("sh");
-        let log =
-            fs::File::create(directory.0.join("log")).map_err(|error| format!("log: {error}"))?;
+        let log = fs::File::create(directory.0.join("log")).map_err(|error| format!("log: {error}"))?;
         command.stdout(Stdio::null()).stderr(log);
         match &self.inherits {
             None => {
@@ -107,36 +89,21 @@ impl CommandLine {
             Some(path) => {
                 // The shell moves the descriptor to where the line expects it. This process keeps no copy, so that
                 // only the program can answer.
-                let listener =
-                    UnixListener::bind(expanded(path)).map_err(|error| format!("bind: {error}"))?;
-                command
-                    .stdin(OwnedFd::from(listener))
-                    .args(["-c", r#"exec "$@" 3<&0 </dev/null"#]);
+                let listener = UnixListener::bind(expanded(path)).map_err(|error| format!("bind: {error}"))?;
+                command.stdin(OwnedFd::from(listener)).args(["-c", r#"exec "$@" 3<&0 </dev/null"#]);
             }
         }
-        command
-            .args(["sh", program])
-            .args(self.args.iter().map(|arg| expanded(arg)));
-        let child = command
-            .spawn()
-            .map_err(|error| format!("cannot start sh: {error}"))?;
+        command.args(["sh", program]).args(self.args.iter().map(|arg| expanded(arg)));
+        let child = command.spawn().map_err(|error| format!("cannot start sh: {error}"))?;
         drop(command);
-        let mut daemon = Daemon {
-            child,
-            pid: None,
-            ended: None,
-        };
+        let mut daemon = Daemon { child, pid: None, ended: None };
 
         let sockets = self.listens.iter().chain(&self.inherits);
         let result = match &self.pidfile {
             None => Ok(()),
             Some(pidfile) => daemon.followed_to_the_background(Path::new(&expanded(pidfile))),
         };
-        let result = result.and_then(|()| {
-            sockets
-                .map(|path| daemon.features_at(&expanded(path)))
-                .collect()
-        });
+        let result = result.and_then(|()| sockets.map(|path| daemon.features_at(&expanded(path))).collect());
         let stopped = daemon.stop();
         let log = fs::read_to_string(directory.0.join("log")).unwrap_or_default();
         let features = result.map_err(|error: String| format!("{error}\n{log}"))?;
@@ -175,10 +142,7 @@ struct Directory(PathBuf);
 
 impl Directory {
     fn new(name: &str, program: &str) -> Result<Self> {
-        let program = Path::new(program)
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy();
+        let program = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
         // Short, because the path of a socket has room for 107 bytes only.
         let path = std::env::temp_dir().join(format!("{program}-{name}-{}", std::process::id()));
         let made = || {
@@ -216,10 +180,7 @@ impl Daemon {
     /// The child's exit status, if it has ended.
     fn status(&mut self) -> Result<Option<ExitStatus>> {
         if self.ended.is_none() {
-            self.ended = self
-                .child
-                .try_wait()
-                .map_err(|error| format!("wait: {error}"))?;
+            self.ended = self.child.try_wait().map_err(|error| format!("wait: {error}"))?;
         }
         Ok(self.ended)
     }
@@ -230,12 +191,8 @@ impl Daemon {
         if !status.success() {
             return Err(format!("the command returned with {status}"));
         }
-        let text = fs::read_to_string(pidfile)
-            .map_err(|error| format!("{}: {error}", pidfile.display()))?;
-        let pid = text
-            .trim()
-            .parse()
-            .map_err(|_| format!("{}: {text:?} is no process id", pidfile.display()))?;
+        let text = fs::read_to_string(pidfile).map_err(|error| format!("{}: {error}", pidfile.display()))?;
+        let pid = text.trim().parse().map_err(|_| format!("{}: {text:?} is no process id", pidfile.display()))?;
         self.pid = Some(pid);
         Ok(())
     }
@@ -269,9 +226,7 @@ impl Daemon {
             return Err(format!("ended by itself with {status}"));
         }
         let pid = self.pid.unwrap_or(self.child.id());
-        let signalled = Command::new("sh")
-            .args(["-c", r#"kill "$0""#, &pid.to_string()])
-            .status();
+        let signalled = Command::new("sh").args(["-c", r#"kill "$0""#, &pid.to_string()]).status();
         if !signalled.is_ok_and(|status| status.success()) {
             return Err(format!("cannot end process {pid}"));
         }
@@ -280,19 +235,12 @@ impl Daemon {
             // A process that nobody waits for stays as a zombie where process 1 does not collect them.
             return until("the process in the background to end", || {
                 let stat = fs::read_to_string(&entry).unwrap_or_default();
-                let state = stat
-                    .rsplit(") ")
-                    .next()
-                    .and_then(|rest| rest.chars().next());
+                let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
                 Ok(matches!(state, None | Some('Z')).then_some(()))
             });
         }
         let status = until("the daemon to end", || self.status())?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(format!("ended with {status} after SIGTERM"))
-        }
+        if status.success() { Ok(()) } else { Err(format!("ended with {status} after SIGTERM")) }
     }
 }
 
@@ -334,16 +282,10 @@ fn lines_for_qemu_storage_daemon_work_unchanged() {
         }
         if let [theirs, ours] = features.as_slice() {
             let read_only = |features: &[u64]| -> Vec<bool> {
-                features
-                    .iter()
-                    .map(|features| features & FEATURE_READ_ONLY != 0)
-                    .collect()
+                features.iter().map(|features| features & FEATURE_READ_ONLY != 0).collect()
             };
             if theirs.is_empty() || read_only(theirs) != read_only(ours) {
-                failures.push(format!(
-                    "{}: features {theirs:x?} there, {ours:x?} here",
-                    line.name
-                ));
+                failures.push(format!("{}: features {theirs:x?} there, {ours:x?} here", line.name));
             }
         }
     }
@@ -353,8 +295,5 @@ fn lines_for_qemu_storage_daemon_work_unchanged() {
 #[test]
 fn words_are_split_as_a_shell_does() {
     let text = "a 'b c' \"d e\"f \\\n  --g='{\"h\": \"i\"}' \"j,,k\\\"l\"\n";
-    assert_eq!(
-        words(text),
-        ["a", "b c", "d ef", "--g={\"h\": \"i\"}", "j,,k\"l"]
-    );
+    assert_eq!(words(text), ["a", "b c", "d ef", "--g={\"h\": \"i\"}", "j,,k\"l"]);
 }
