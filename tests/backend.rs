@@ -51,8 +51,10 @@ impl Program {
 
 /// Says that a test, or part of it, cannot run here; on the real stderr, where whoever counts skipped tests finds it.
 pub fn skip(test: &str, reason: &str) {
-    // Not eprintln, which the test harness swallows.
-    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
+    // Not eprintln, which the test harness swallows. On a line of its own, as the harness may have begun one, and in one
+    // write, as it may go on with it.
+    let line = format!("\nSKIP {test}: {reason}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// What to serve, in the words of the command line that both programs understand.
