@@ -12,6 +12,8 @@ mod server;
 mod session;
 mod sigbus;
 mod socket;
+#[cfg(test)]
+mod testing;
 mod virtio_blk;
 mod virtqueue;
 mod write_cache;

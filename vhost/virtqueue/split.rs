@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
+use blockport_block::iovec;
 use virtio_bindings::bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
 };
@@ -231,14 +232,19 @@ impl SplitRing {
         if !self.features.indirect || !whole || count == 0 || count > most {
             return Err(refuse);
         }
-        let bytes = u64::from(table.len);
-        let outside = RingError::BufferAddress { addr: table.addr, len: table.len };
-        let start = self.memory.guest_to_host(table.addr, bytes, 1).ok_or(outside)?.cast_const();
+        let copy;
+        let start = match self.memory.guest_to_host(table.addr, u64::from(table.len), 1) {
+            Some(start) => start.cast_const(),
+            None => {
+                copy = self.copy_table(table)?;
+                copy.as_ptr()
+            }
+        };
         let mut index = 0;
         for _ in 0..count {
-            // SAFETY: `index < count`, and `count` descriptors from `start` on were found in guest memory; the table
-            // may lie at any address, so the read is unaligned (and of bytes that the guest may change: each field is
-            // checked after this one read).
+            // SAFETY: `index < count`, and `count` descriptors from `start` on were found in guest memory, or are a copy
+            // of ours; the table may lie at any address, so the read is unaligned (and of bytes that the guest may
+            // change: each field is checked after this one read).
             let descriptor: Descriptor =
                 unsafe { start.add(index * DESCRIPTOR_BYTES as usize).cast::<Descriptor>().read_unaligned() };
             if descriptor.flags & INDIRECT != 0 {
@@ -254,6 +260,18 @@ impl SplitRing {
             index = usize::from(descriptor.next);
         }
         Err(RingError::Loop)
+    }
+
+    /// Copies an indirect table that does not lie in one region: where regions meet, a table may lie across.
+    #[cold]
+    fn copy_table(&self, table: Descriptor) -> Result<Vec<u8>, RingError> {
+        let mut pieces = Vec::new();
+        if !self.memory.push_iovecs(table.addr, table.len, &mut pieces) {
+            return Err(RingError::BufferAddress { addr: table.addr, len: table.len });
+        }
+        let mut copy = vec![0; table.len as usize];
+        iovec::copy_to(&pieces, &mut copy);
+        Ok(copy)
     }
 
     /// Adds one descriptor's buffer. One of no length counts as no bytes, wherever it points.

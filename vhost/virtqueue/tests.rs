@@ -1,1 +1,3 @@
-//! Tests of the rings.
+//! Tests of the split ring, rule by rule.
+
+mod chains;
