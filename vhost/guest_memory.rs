@@ -269,3 +269,6 @@ impl MemoryRegion {
         (fits && host.is_multiple_of(align)).then_some(host as *mut u8)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,3 +28,6 @@ impl Notifier {
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests;

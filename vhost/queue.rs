@@ -399,3 +399,6 @@ pub fn start_for_bench(context: &AioContext, backend: &Arc<BlockBackend>, ring: 
     let channel = backend.channel(context).unwrap_or_else(|error| panic!("{error}"));
     Queue::start(setup, context, channel)
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,3 +112,6 @@ extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     // SAFETY: both are async-signal-safe, and SIG_DFL is a valid disposition.
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,3 +181,6 @@ fn take_fd(fd: RawFd) -> OwnedFd {
     // standard ones; each export names its own.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
+
+#[cfg(test)]
+mod tests;
