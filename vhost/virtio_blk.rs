@@ -73,14 +73,21 @@ enum Work {
     Several(BoxFuture<BlockResult>),
 }
 
+/// The writable bytes in front of the status byte.
+#[derive(Clone, Copy)]
+struct Room {
+    bytes: u32,
+    /// Whether the request writes all of them if it succeeds. Only a read does.
+    is_filled: bool,
+}
+
 /// A request under way. It must be polled to its end.
 pub(crate) struct Pending {
     /// `None` once it has ended.
     chain: Option<Chain>,
     /// Where the status byte goes.
     status: IoVec,
-    /// What `written` counts besides the status byte if the request succeeds.
-    data_in: u32,
+    room: Room,
     work: Work,
 }
 
@@ -95,7 +102,7 @@ impl Future for Pending {
             Work::Several(future) => std::task::ready!(future.as_mut().poll(cx)),
         };
         let chain = this.chain.take().unwrap_or_default();
-        let written = finish(this.status, this.data_in, status_of(result));
+        let written = finish(this.status, this.room, status_of(result));
         Poll::Ready((chain, written, result))
     }
 }
@@ -109,12 +116,13 @@ fn status_of(result: BlockResult) -> u32 {
     }
 }
 
-/// Writes the status and returns the used length: the bytes written from the first writable one on (§2.7.8.2). A failed
-/// read may have written some, but none for sure; then the status does not follow them without a gap.
+/// Writes the status and returns the used length: the bytes written from the first writable one on (§2.7.8.2). The
+/// status counts only where it follows them without a gap; a failed read may have written some, but none for sure.
 #[inline]
-fn finish(status: IoVec, data_in: u32, code: u32) -> u32 {
+fn finish(status: IoVec, room: Room, code: u32) -> u32 {
     status.write_byte(code as u8);
-    if code == VIRTIO_BLK_S_OK || data_in == 0 { data_in.saturating_add(1) } else { 0 }
+    let is_filled = room.bytes == 0 || (room.is_filled && code == VIRTIO_BLK_S_OK);
+    if is_filled { room.bytes.saturating_add(1) } else { 0 }
 }
 
 /// Starts the request that `chain` holds.
@@ -125,11 +133,12 @@ pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<Backen
     let (data_out, data_in) = chain.iov.split_at_mut(chain.readable);
     let in_bytes = u32::try_from(iovec::total_len(data_in)).unwrap_or(u32::MAX);
     let Some((header, from)) = take_header(data_out) else {
-        return answered(finish(status, in_bytes, VIRTIO_BLK_S_IOERR));
+        return answered(finish(status, Room { bytes: in_bytes, is_filled: false }, VIRTIO_BLK_S_IOERR));
     };
     let data_out = &data_out[from..];
     let kind = u32::from_le_bytes(std::array::from_fn(|i| header[i]));
     let sector = u64::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
+    let room = Room { bytes: in_bytes, is_filled: kind == VIRTIO_BLK_T_IN };
 
     let outcome = match kind {
         VIRTIO_BLK_T_IN => match device.range(sector, iovec::total_len(data_in)) {
@@ -144,7 +153,7 @@ pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<Backen
         VIRTIO_BLK_T_GET_ID => {
             // §5.2.6: no terminator when the serial is as long as the field. A shorter buffer gets what fits.
             let copied = iovec::fill_from(data_in, &device.serial) as u32;
-            finish(status, 0, VIRTIO_BLK_S_OK);
+            status.write_byte(VIRTIO_BLK_S_OK as u8);
             return answered(copied + u32::from(copied == in_bytes));
         }
         VIRTIO_BLK_T_DISCARD if device.can_discard => device.discard(data_out, channel),
@@ -152,11 +161,9 @@ pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<Backen
         _ => Outcome::Status(VIRTIO_BLK_S_UNSUPP),
     };
     match outcome {
-        Outcome::Done(result) => Started::Done { written: finish(status, in_bytes, status_of(result)), result },
-        Outcome::Status(code) => answered(finish(status, in_bytes, code)),
-        Outcome::Work(work) => {
-            Started::Pending(Pending { chain: Some(std::mem::take(chain)), status, data_in: in_bytes, work })
-        }
+        Outcome::Done(result) => Started::Done { written: finish(status, room, status_of(result)), result },
+        Outcome::Status(code) => answered(finish(status, room, code)),
+        Outcome::Work(work) => Started::Pending(Pending { chain: Some(std::mem::take(chain)), status, room, work }),
     }
 }
 
@@ -314,3 +321,6 @@ impl DeviceModel {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
