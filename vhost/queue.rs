@@ -82,6 +82,8 @@ pub struct Queue {
     idle_workers: RefCell<Vec<Waker>>,
     /// Set at the end of a stop: nothing will be served again.
     ended: Cell<bool>,
+    /// Whether a task looks at the ring from time to time, as nobody kicks.
+    polls: Cell<bool>,
     drained: RefCell<Vec<Waker>>,
     last_error_log: Cell<Option<std::time::Instant>>,
     errors_not_logged: Cell<u64>,
@@ -108,6 +110,7 @@ impl Queue {
             handed: RefCell::default(),
             idle_workers: RefCell::default(),
             ended: Cell::new(false),
+            polls: Cell::new(false),
             drained: RefCell::default(),
             last_error_log: Cell::new(None),
             errors_not_logged: Cell::new(0),
@@ -121,13 +124,14 @@ impl Queue {
     pub(crate) fn set_kick(self: &Rc<Self>, kick: Option<Arc<OwnedFd>>) {
         let queue = self.clone();
         let watch = kick.map(|fd| self.context.watch(fd, Rc::new(move || queue.look())));
-        if watch.is_none() {
+        if watch.is_none() && !self.polls.replace(true) {
             let queue = self.clone();
             self.context.spawn(async move {
                 while !queue.ended.get() && queue.kick.borrow().is_none() {
                     queue.look();
                     queue.context.sleep(POLLING_MODE_INTERVAL).await;
                 }
+                queue.polls.set(false);
             });
         }
         self.kick.replace(watch);

@@ -220,6 +220,22 @@ fn a_polled_ring_that_gets_a_kick_descriptor_waits_for_kicks() {
 }
 
 #[test]
+fn a_front_end_that_takes_kicks_away_again_and_again_gets_one_poller() {
+    let mut fixture = Fixture::new(Duration::ZERO, false, true);
+    fixture.settle();
+    for _ in 0..100 {
+        fixture.queue.set_kick(None);
+        fixture.queue.set_kick(Some(Arc::new(fixture.kick.file().into())));
+        fixture.queue.set_kick(None);
+    }
+    fixture.settle();
+    // A task holds the queue, the loop may, and we do.
+    assert!(Rc::strong_count(&fixture.queue) < 10, "a task each");
+    fixture.offer();
+    fixture.completes(1);
+}
+
+#[test]
 fn a_ring_that_lies_is_reported_once_and_served_no_more() {
     let mut fixture = Fixture::instant();
     fixture.settle();
