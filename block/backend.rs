@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -30,6 +30,8 @@ pub struct BlockBackend {
     root: Mutex<Option<Arc<Child>>>,
     device: Mutex<Option<Arc<dyn BlockDevOps>>>,
     write_cache: AtomicBool,
+    /// The unit of the device's requests, in bytes.
+    block_size: AtomicU32,
     quiesced: Mutex<u32>,
     /// Whether that is above 0, for channels that are made meanwhile.
     is_quiesced: AtomicBool,
@@ -51,6 +53,7 @@ impl BlockBackend {
             root: Mutex::default(),
             device: Mutex::default(),
             write_cache: AtomicBool::new(true),
+            block_size: AtomicU32::new(SECTOR as u32),
             quiesced: Mutex::default(),
             is_quiesced: AtomicBool::new(false),
             channels: Mutex::default(),
@@ -72,6 +75,12 @@ impl BlockBackend {
         &self.name
     }
 
+    /// Says in which unit, in bytes, the device reads and writes: 512 until told otherwise. A medium whose own blocks are
+    /// no larger needs no padding. Before a medium is inserted.
+    pub fn set_block_size(&self, bytes: u32) {
+        self.block_size.store(bytes, Ordering::Relaxed);
+    }
+
     /// Puts a medium in. Control thread.
     ///
     /// # Errors
@@ -80,7 +89,8 @@ impl BlockBackend {
         if lock(&self.root).is_some() {
             return Err(OpenError(format!("\"{}\" has a medium already", self.name)));
         }
-        let child = Child::attach(node, &format!("\"{}\"", self.name), permissions, SECTOR as u32)?;
+        let child =
+            Child::attach(node, &format!("\"{}\"", self.name), permissions, self.block_size.load(Ordering::Relaxed))?;
         self.drain_begin();
         *lock(&self.root) = Some(child.clone());
         let result = self.rebuild_channels();
@@ -361,31 +371,33 @@ impl BackendChannel {
     #[inline]
     pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
         let bytes = iovec::total_len(iov);
-        self.start(RequestKind::Read, bytes, iov, move |root, iov| root.preadv(offset, iov))
+        self.start(RequestKind::Read, bytes, iov, move |root, iov, _| root.preadv(offset, iov))
     }
 
     /// Writes `iov`'s length in bytes at `offset`; stable when it completes if the write cache is off.
     #[inline]
     pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
         let bytes = iovec::total_len(iov);
-        let flags = WriteFlags { fua: !self.write_cache.get(), ..WriteFlags::default() };
-        self.start(RequestKind::Write, bytes, iov, move |root, iov| root.pwritev(offset, iov, flags))
+        self.start(RequestKind::Write, bytes, iov, move |root, iov, fua| {
+            root.pwritev(offset, iov, WriteFlags { fua, ..WriteFlags::default() })
+        })
     }
 
     /// Everything that completed before this is stable when it completes.
     pub fn flush(self: &Rc<Self>) -> Submitted {
-        self.start(RequestKind::Flush, 0, &[], |root, _| root.flush())
+        self.start(RequestKind::Flush, 0, &[], |root, _, _| root.flush())
     }
 
     /// Tells that the content of a range no longer matters.
     pub fn pdiscard(self: &Rc<Self>, offset: u64, bytes: u64) -> Submitted {
-        self.start(RequestKind::Discard, bytes, &[], move |root, _| root.pdiscard(offset, bytes))
+        self.start(RequestKind::Discard, bytes, &[], move |root, _, _| root.pdiscard(offset, bytes))
     }
 
     /// Makes a range read as zeroes; `may_unmap`: the space may be given back.
     pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Submitted {
-        let flags = WriteFlags { fua: !self.write_cache.get(), may_unmap, no_fallback: false };
-        self.start(RequestKind::WriteZeroes, bytes, &[], move |root, _| root.pwrite_zeroes(offset, bytes, flags))
+        self.start(RequestKind::WriteZeroes, bytes, &[], move |root, _, fua| {
+            root.pwrite_zeroes(offset, bytes, WriteFlags { fua, may_unmap, no_fallback: false })
+        })
     }
 
     /// Counts a request that was refused before it got here.
@@ -401,15 +413,15 @@ impl BackendChannel {
         kind: RequestKind,
         bytes: u64,
         iov: &[IoVec],
-        go: impl FnOnce(&Rc<ChildChannel>, &[IoVec]) -> BlockFuture + 'static,
+        go: impl FnOnce(&Rc<ChildChannel>, &[IoVec], bool) -> BlockFuture + 'static,
     ) -> Submitted {
         if self.quiesced.get() {
             let iov = iov.to_vec();
-            let parked: Parked = Box::new(move |root| go(root, &iov));
+            let parked: Parked = Box::new(move |root, fua| go(root, &iov, fua));
             return self.pending(kind, bytes, State::Parked(Some(parked)));
         }
         let future = match &*self.root.borrow() {
-            Some(root) => go(root, iov),
+            Some(root) => go(root, iov, !self.write_cache.get()),
             None => BlockFuture::ready(Err(BlockError::NoMedium)),
         };
         match future.try_ready() {
@@ -453,7 +465,8 @@ impl BackendChannel {
     }
 }
 
-type Parked = Box<dyn FnOnce(&Rc<ChildChannel>) -> BlockFuture>;
+/// What is left of a request to be done: at the root, and whether it must be stable before it completes.
+type Parked = Box<dyn FnOnce(&Rc<ChildChannel>, bool) -> BlockFuture>;
 
 /// What became of a request at once. Await it where the fast path does not matter.
 pub enum Submitted {
@@ -516,9 +529,9 @@ impl Future for Request {
                         this.channel.parked.borrow_mut().push(cx.waker().clone());
                         return Poll::Pending;
                     }
-                    // The range is checked now, with the size of this moment.
+                    // The range is checked now, with the size and the write cache of this moment.
                     let future = match (&*this.channel.root.borrow(), parked.take()) {
-                        (Some(root), Some(parked)) => parked(root),
+                        (Some(root), Some(parked)) => parked(root, !this.channel.write_cache.get()),
                         _ => BlockFuture::ready(Err(BlockError::NoMedium)),
                     };
                     this.channel.in_flight.set(this.channel.in_flight.get() + 1);

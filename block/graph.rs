@@ -1,6 +1,7 @@
 //! Graph: the opened nodes by name. It owns the options that all nodes share and how a definition becomes nodes,
 //! children first; what a driver's own options mean is the driver's business.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -92,8 +93,11 @@ impl Graph {
         options.finish().map_err(OpenError::new)?;
         let name = node.name.clone();
         let node = Node::new(node, row.name, driver)?;
-        self.nodes().insert(name, node.clone());
-        Ok(node)
+        match self.nodes().entry(name) {
+            // One of its own children, defined with it.
+            Entry::Occupied(taken) => Err(OpenError(format!("node-name \"{}\" is taken", taken.key()))),
+            Entry::Vacant(free) => Ok(free.insert(node).clone()),
+        }
     }
 
     fn node_options(&self, options: &mut Options, inherited: Inherited) -> crate::options::Result<NodeOptions> {

@@ -127,6 +127,56 @@ pub fn copy_to(iov: &[IoVec], to: &mut [u8]) -> usize {
     done
 }
 
+/// Copies up to `bytes` from `from`, `from_skip` bytes in, to `to`, `to_skip` bytes in. Returns the bytes copied: fewer
+/// where either ends.
+pub fn copy(from: &[IoVec], from_skip: u64, to: &[IoVec], to_skip: u64, bytes: u64) -> u64 {
+    let (mut from, mut to) = (Cursor::new(from, from_skip), Cursor::new(to, to_skip));
+    let mut done = 0;
+    while done < bytes {
+        let most = usize::try_from(bytes - done).unwrap_or(usize::MAX);
+        let (Some(source), Some(target)) = (from.rest(), to.rest()) else { break };
+        let n = source.len().min(target.len()).min(most);
+        // SAFETY: both are valid for their lengths by the promise of `IoVec::new`; they may overlap.
+        unsafe { std::ptr::copy(source.base(), target.base(), n) };
+        from.inside += n;
+        to.inside += n;
+        done += n as u64;
+    }
+    done
+}
+
+/// A place in a list of pieces.
+struct Cursor<'a> {
+    pieces: &'a [IoVec],
+    /// Bytes into the first of them.
+    inside: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(mut pieces: &'a [IoVec], mut skip: u64) -> Self {
+        while let [first, rest @ ..] = pieces
+            && skip >= first.len() as u64
+        {
+            skip -= first.len() as u64;
+            pieces = rest;
+        }
+        // Less than the first piece's length, or there is no piece.
+        Self { pieces, inside: skip as usize }
+    }
+
+    /// What is left of the present piece; never empty. `None` at the end.
+    fn rest(&mut self) -> Option<IoVec> {
+        while let [first, rest @ ..] = self.pieces {
+            if self.inside < first.len() {
+                return Some(first.part(self.inside, first.len() - self.inside));
+            }
+            self.pieces = rest;
+            self.inside = 0;
+        }
+        None
+    }
+}
+
 /// Sets every byte of the pieces to `byte`.
 pub fn fill(iov: &[IoVec], byte: u8) {
     for v in iov {
@@ -230,6 +280,32 @@ mod tests {
         assert!(!is_zero(&iov));
         fill(&iov, 0);
         assert!(is_zero(&iov));
+    }
+
+    #[test]
+    fn a_copy_between_pieces_is_the_copy_of_the_bytes() {
+        let buffers = |lens: &[usize]| lens.iter().map(|len| AlignedBuffer::new(*len, 1)).collect::<Vec<_>>();
+        let (from, to) = (buffers(&[3, 0, 5, 1]), buffers(&[1, 4, 0, 4]));
+        let pieces = |buffers: &[AlignedBuffer]| buffers.iter().map(AlignedBuffer::iov).collect::<Vec<_>>();
+        let (from, to) = (pieces(&from), pieces(&to));
+        let content: Vec<u8> = (1..10).collect();
+        fill_from(&from, &content);
+        for from_skip in 0..11u64 {
+            for to_skip in 0..11u64 {
+                for bytes in 0..11u64 {
+                    fill(&to, 0);
+                    let n = copy(&from, from_skip, &to, to_skip, bytes);
+                    assert_eq!(n, bytes.min(9u64.saturating_sub(from_skip)).min(9u64.saturating_sub(to_skip)));
+                    let mut want = vec![0; 9];
+                    for i in 0..n as usize {
+                        want[to_skip as usize + i] = content[from_skip as usize + i];
+                    }
+                    let mut got = vec![0; 9];
+                    copy_to(&to, &mut got);
+                    assert_eq!(got, want);
+                }
+            }
+        }
     }
 
     #[test]

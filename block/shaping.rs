@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::task::{Poll, Waker};
 
+use crate::aio::AioContext;
 use crate::child::ChildChannel;
 use crate::driver::WriteFlags;
 use crate::error::{BlockError, BlockResult};
@@ -72,10 +73,14 @@ fn next_piece(channel: &ChildChannel, offset: u64, iov: &[IoVec], at: u64, end: 
     let limits = channel.limits();
     let align = u64::from(limits.request_alignment);
     let memory = limits.memory_alignment as usize;
-    let whole = (end - at).min(limits.transfer_max());
-    if at.is_multiple_of(align) && whole.is_multiple_of(align) {
-        let part = iovec::slice(iov, at - offset, whole);
-        if part.len() <= limits.iov_max() && part.iter().all(|v| v.is_aligned(memory)) {
+    let most = (end - at).min(limits.transfer_max());
+    if at.is_multiple_of(align) {
+        let mut part = iovec::slice(iov, at - offset, most);
+        part.truncate(limits.iov_max());
+        // Whole blocks only, unless the rest of the transfer is to be padded anyway.
+        let whole = iovec::total_len(&part) / align * align;
+        let part = iovec::slice(&part, 0, whole);
+        if whole > 0 && part.iter().all(|v| v.is_aligned(memory)) {
             return (Piece::Direct(part), whole);
         }
     }
@@ -102,10 +107,13 @@ pub(crate) async fn read(channel: &ChildChannel, offset: u64, iov: &[IoVec]) -> 
                 let bounce = buffer_for(channel, &blocks).await;
                 let whole = bounce.buffer.iov();
                 channel.channel.preadv(blocks.start, &[whole]).await?;
-                copy(&[whole], at - blocks.start, iov, at - offset, bytes);
+                iovec::copy(&[whole], at - blocks.start, iov, at - offset, bytes);
             }
         }
         at += bytes;
+        if at < end {
+            AioContext::breathe().await;
+        }
     }
     Ok(())
 }
@@ -135,11 +143,14 @@ pub(crate) async fn write(channel: &ChildChannel, offset: u64, iov: &[IoVec], fl
                     let tail = whole.part((last - blocks.start) as usize, align as usize);
                     channel.channel.preadv(last, &[tail]).await?;
                 }
-                copy(iov, at - offset, &[whole], at - blocks.start, bytes);
+                iovec::copy(iov, at - offset, &[whole], at - blocks.start, bytes);
                 channel.channel.pwritev(blocks.start, &[whole], flags).await?;
             }
         }
         at += bytes;
+        if at < end {
+            AioContext::breathe().await;
+        }
     }
     Ok(())
 }
@@ -168,6 +179,7 @@ pub(crate) async fn discard(channel: &ChildChannel, offset: u64, bytes: u64) -> 
             Ok(()) | Err(BlockError::NotSupported) => at += part,
             Err(error) => return Err(error),
         }
+        AioContext::breathe().await;
     }
     Ok(())
 }
@@ -223,16 +235,4 @@ async fn write_zeroes_slowly(channel: &ChildChannel, offset: u64, bytes: u64, fl
         done += part.len() as u64;
     }
     Ok(())
-}
-
-/// Copies `bytes` from `from`, `from_skip` bytes in, to `to`, `to_skip` bytes in.
-fn copy(from: &[IoVec], from_skip: u64, to: &[IoVec], to_skip: u64, bytes: u64) {
-    let mut done = 0;
-    let mut chunk = [0u8; 4096];
-    while done < bytes {
-        let n = (bytes - done).min(chunk.len() as u64);
-        let got = iovec::copy_to(&iovec::slice(from, from_skip + done, n), &mut chunk[..n as usize]);
-        iovec::fill_from(&iovec::slice(to, to_skip + done, n), &chunk[..got]);
-        done += n;
-    }
 }

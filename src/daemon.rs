@@ -2,6 +2,10 @@
 //! exports, nodes, iothreads. It never touches a request.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,11 +13,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use blockport_block::aio::{AioRemote, Iothread, PollSettings};
 use blockport_block::{BlockBackend, Graph, OpenError, OpenResult, Permissions, RequestKind};
 use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{Gid, Group};
 
 use crate::background::Background;
+use crate::logging;
 use crate::options::{self, Config, ExportConfig, IothreadConfig, Step};
 
 /// The iothread of exports that name none.
@@ -32,22 +40,29 @@ pub fn run(config: Config) -> OpenResult {
     // Blocked before the first thread starts, so that every thread inherits it and only the signalfd sees them.
     let signals = stop_signals().map_err(|e| OpenError(format!("signals: {e}")))?;
     raise_descriptor_limit();
-    let mut daemon = Daemon::default();
+    let _log = logging::start();
+    let ended = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|e| OpenError(format!("eventfd: {e}")))?;
+    let ended = Arc::new(ended);
+    let mut daemon = Daemon::new(ended.clone());
     for step in config.steps {
         daemon.step(step)?;
     }
     let _pidfile = config.pidfile.map(Pidfile::write).transpose()?;
     if let Some(text) = &config.announcement {
-        println!("{}", text.trim_end());
+        // A reader that went away is no reason to stop.
+        let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
     }
     if let Some(background) = background {
         background.ready().map_err(|e| OpenError(format!("going to the background: {e}")))?;
     }
-    let signal = wait(&signals);
-    tracing::info!("{signal}: stopping");
+    match wait(&signals, &ended) {
+        Some(signal) => tracing::info!("{signal}: stopping"),
+        None => tracing::info!("no export is left to be served: stopping"),
+    }
     std::thread::spawn(move || {
-        let signal = wait(&signals);
-        eprintln!("blockport: {signal} again: leaving at once");
+        if let Some(signal) = wait_for_signal(&signals) {
+            let _ = writeln!(std::io::stderr(), "blockport: {signal} again: leaving at once");
+        }
         std::process::exit(1);
     });
     daemon.stop()
@@ -62,13 +77,22 @@ fn stop_signals() -> nix::Result<SignalFd> {
     SignalFd::new(&set)
 }
 
-fn wait(signals: &SignalFd) -> Signal {
+/// Waits for a signal, or (`None`) for the last export to end by itself.
+fn wait(signals: &SignalFd, ended: &EventFd) -> Option<Signal> {
+    let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut fds, PollTimeout::NONE).is_err() {}
+    match fds[0].any() {
+        Some(true) => wait_for_signal(signals),
+        _ => None,
+    }
+}
+
+fn wait_for_signal(signals: &SignalFd) -> Option<Signal> {
     loop {
-        if let Ok(Some(info)) = signals.read_signal()
-            && let Ok(signal) =
-                i32::try_from(info.ssi_signo).map_err(|_| ()).and_then(|n| Signal::try_from(n).map_err(|_| ()))
-        {
-            return signal;
+        match signals.read_signal() {
+            Ok(Some(info)) => return Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok(),
+            Ok(None) | Err(Errno::EINTR) => {}
+            Err(_) => return None,
         }
     }
 }
@@ -85,16 +109,26 @@ fn raise_descriptor_limit() {
 }
 
 /// All that was created. Fields drop in the order of the end.
-#[derive(Default)]
 struct Daemon {
     exports: Vec<VhostUserBlkExport>,
     graph: Graph,
     iothreads: BTreeMap<String, Iothread>,
-    /// Exports that front-ends can still use.
+    /// Exports that front-ends can still use, and what is told when there is none.
     live_exports: Arc<AtomicUsize>,
+    ended: Arc<EventFd>,
 }
 
 impl Daemon {
+    fn new(ended: Arc<EventFd>) -> Self {
+        Self {
+            exports: Vec::new(),
+            graph: Graph::default(),
+            iothreads: BTreeMap::new(),
+            live_exports: Arc::default(),
+            ended,
+        }
+    }
+
     fn step(&mut self, step: Step) -> OpenResult {
         match step {
             Step::Iothread(config) => self.add_iothread(&config),
@@ -130,7 +164,9 @@ impl Daemon {
         }
         let iothreads = self.remotes(&config.iothreads)?;
         let address = socket_address(&config.socket)?;
-        let backend = BlockBackend::with_root(&config.id, node, Permissions::device(config.writable))?;
+        let backend = BlockBackend::new(&config.id);
+        backend.set_block_size(config.logical_block_size);
+        backend.insert(node, Permissions::device(config.writable))?;
         let settings = ExportSettings {
             id: config.id,
             num_queues: config.num_queues,
@@ -154,12 +190,11 @@ impl Daemon {
 
     /// What an export that serves one connected socket calls at its end: the last export ends the daemon.
     fn on_end(&self) -> Box<dyn FnOnce() + Send> {
-        let live = self.live_exports.clone();
+        let (live, ended) = (self.live_exports.clone(), self.ended.clone());
         live.fetch_add(1, Ordering::Relaxed);
         Box::new(move || {
             if live.fetch_sub(1, Ordering::Relaxed) == 1 {
-                tracing::info!("no export is left to be served");
-                let _ = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGTERM);
+                let _ = ended.write(1);
             }
         })
     }
@@ -232,20 +267,31 @@ fn group_id(name: &str) -> OpenResult<u32> {
     }
 }
 
-/// The file with our process id, removed at the end.
-struct Pidfile(PathBuf);
+/// The file with our process id, locked while we live and removed at the end.
+struct Pidfile {
+    path: PathBuf,
+    file: File,
+}
 
 impl Pidfile {
     fn write(path: PathBuf) -> OpenResult<Self> {
-        std::fs::write(&path, format!("{}\n", std::process::id()))
-            .map_err(|e| OpenError(format!("pidfile {}: {e}", path.display())))?;
+        let refuse = |why: String| OpenError(format!("pidfile {}: {why}", path.display()));
+        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open.map_err(|e| refuse(e.to_string()))?;
+        file.try_lock().map_err(|_| refuse("another process holds it".into()))?;
+        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(|e| refuse(e.to_string()))?;
         // Its directory may be relative to where we were started, and we may leave there.
-        Ok(Self(std::path::absolute(&path).unwrap_or(path)))
+        Ok(Self { path: std::path::absolute(&path).unwrap_or(path), file })
     }
 }
 
 impl Drop for Pidfile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        // Only our own: somebody may have put another one there.
+        let ours = self.file.metadata().ok().zip(std::fs::metadata(&self.path).ok());
+        if ours.is_some_and(|(ours, there)| (ours.dev(), ours.ino()) == (there.dev(), there.ino())) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

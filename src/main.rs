@@ -6,25 +6,24 @@
 mod background;
 mod commands;
 mod daemon;
+mod logging;
 mod options;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use options::Invocation;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     match options::parse(std::env::args_os()) {
         Ok(Invocation::Start(config)) => {
             for notice in &config.notices {
-                eprintln!("blockport: {notice}");
+                let _ = writeln!(std::io::stderr(), "blockport: {notice}");
             }
-            start_logging();
             match daemon::run(config) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    eprintln!("blockport: {error}");
+                    let _ = writeln!(std::io::stderr(), "blockport: {error}");
                     ExitCode::FAILURE
                 }
             }
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Bench(args)) => match commands::bench::run(args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("blockport: {error}");
+                let _ = writeln!(std::io::stderr(), "blockport: {error}");
                 ExitCode::FAILURE
             }
         },
@@ -43,16 +42,4 @@ fn main() -> ExitCode {
         },
         Err(error) => ExitCode::from(error.report()),
     }
-}
-
-/// Logs go to standard error, from level info on; BLOCKPORT_LOG says otherwise (`debug`, `warn`, `blockport_vhost=debug`).
-fn start_logging() {
-    let filter = EnvFilter::try_from_env("BLOCKPORT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colours)
-        .with_target(false)
-        .init();
 }

@@ -7,7 +7,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::io::{Errno, ioctl_fionread};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType, recvmsg,
+    send, sockopt,
+};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -122,6 +125,11 @@ fn has_too_many_descriptors(socket: &UnixStream) -> io::Result<bool> {
     Ok(count > DESCRIPTORS_MAX || peeked.flags.contains(ReturnFlags::CTRUNC))
 }
 
+/// Whether a descriptor is a Unix stream socket.
+pub(crate) fn is_unix_stream(socket: &OwnedFd) -> bool {
+    sockopt::socket_domain(socket) == Ok(AddressFamily::UNIX) && sockopt::socket_type(socket) == Ok(SocketType::STREAM)
+}
+
 /// Takes a SET_BACKEND_REQ_FD, whose header was peeked at: the crate wraps the socket in an object that cannot send a
 /// config change. `Ok(None)`: it carried no socket.
 pub(crate) fn take_backend_channel(socket: &UnixStream, header: Header) -> io::Result<Option<UnixStream>> {
@@ -130,7 +138,8 @@ pub(crate) fn take_backend_channel(socket: &UnixStream, header: Header) -> io::R
     if got != raw.len() {
         return Err(io::Error::other("SET_BACKEND_REQ_FD came in pieces"));
     }
-    Ok(file.map(|file| UnixStream::from(OwnedFd::from(file))))
+    let channel = file.map(OwnedFd::from).filter(is_unix_stream);
+    Ok(channel.map(UnixStream::from))
 }
 
 /// Acknowledges a message that was taken here.
@@ -149,5 +158,9 @@ pub(crate) fn send_config_change(channel: &UnixStream) -> io::Result<()> {
     let mut message = [0u8; HEADER_BYTES];
     message[..4].copy_from_slice(&BACKEND_CONFIG_CHANGE_MSG.to_le_bytes());
     message[4..8].copy_from_slice(&VERSION.to_le_bytes());
-    (&mut &*channel).write_all(&message)
+    // A front-end that never reads must not hold us.
+    match send(channel, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)? {
+        HEADER_BYTES => Ok(()),
+        sent => Err(io::Error::other(format!("only {sent} bytes of the message were taken"))),
+    }
 }

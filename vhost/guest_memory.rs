@@ -129,7 +129,11 @@ fn page_size(file: &File, block_size: u64) -> u64 {
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open and `stat` is a valid place for the answer.
     let known = unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) } == 0;
-    if known && stat.f_type == HUGETLBFS_MAGIC && block_size.is_power_of_two() { block_size } else { 4096 }
+    if known && stat.f_type == HUGETLBFS_MAGIC && block_size.is_power_of_two() {
+        block_size
+    } else {
+        rustix::param::page_size() as u64
+    }
 }
 
 /// Where a region's guest addresses are in host memory.

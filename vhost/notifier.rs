@@ -1,32 +1,28 @@
-//! Notifier: the descriptor by which we call the guest or report a broken ring. It owns the precaution that a front-end
-//! must not be able to block an iothread in a write.
+//! Descriptors of the front-end's that we write to: the precaution that writing must not be able to hold us.
 
 use std::fs::File;
-use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-/// A descriptor of the front-end's, as a rule an eventfd.
-#[derive(Debug)]
-pub(crate) struct Notifier(File);
+/// Whether a descriptor is of a kind that can be waited for: an eventfd, a pipe, a socket; no file, disk or terminal.
+pub(crate) fn can_be_polled(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| {
+        let kind = metadata.file_type();
+        !(kind.is_file() || kind.is_dir() || kind.is_symlink() || kind.is_block_device() || kind.is_char_device())
+    }) && fcntl_getfl(file).is_ok_and(|flags| !flags.contains(OFlags::PATH))
+}
 
-impl Notifier {
-    /// Takes a descriptor and makes it non-blocking, for the front-end too, as qemu-storage-daemon does. `None` if that
-    /// does not help: writing to a file or a disk waits whatever the flag says.
-    pub(crate) fn new(file: File) -> Option<Self> {
-        use std::os::unix::fs::FileTypeExt;
-        let kind = file.metadata().ok()?.file_type();
-        if kind.is_file() || kind.is_block_device() || kind.is_char_device() {
-            return None;
-        }
-        fcntl_setfl(&file, fcntl_getfl(&file).ok()? | OFlags::NONBLOCK).ok()?;
-        Some(Self(file))
+/// Takes a descriptor for calls or errors and makes it non-blocking, for the front-end too, as qemu-storage-daemon does:
+/// then it is signalled at once. `None` if it is of a kind that no write may be tried on.
+pub(crate) fn take_notifier(file: File) -> Option<Arc<OwnedFd>> {
+    if !can_be_polled(&file) {
+        return None;
     }
-
-    /// Adds one to the counter. A full counter has signalled often enough; nothing is lost by leaving it.
-    pub(crate) fn signal(&self) {
-        let _ = (&self.0).write(&1u64.to_ne_bytes());
-    }
+    fcntl_setfl(&file, fcntl_getfl(&file).ok()? | OFlags::NONBLOCK).ok()?;
+    Some(Arc::new(file.into()))
 }
 
 #[cfg(test)]

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use blockport_block::aio::{AioContext, Poller, TurnEnd, Watch};
+use blockport_block::aio::{AioContext, Poller, Signal, TurnEnd, Watch};
 use blockport_block::{BackendChannel, BlockBackend, BlockError, BlockResult};
 
 use crate::config_space::RangeLimits;
 use crate::guest_memory::GuestMemory;
-use crate::notifier::Notifier;
 use crate::virtio_blk::{self, DeviceModel, Pending, Started};
 use crate::virtqueue::{Chain, RingError, VirtQueue};
 
@@ -22,16 +21,21 @@ use crate::virtqueue::{Chain, RingError, VirtQueue};
 const BATCH_MAX: usize = 128;
 /// How often a ring whose front-end gave no kick descriptor is looked at.
 const POLLING_MODE_INTERVAL: Duration = Duration::from_micros(100);
+/// The most buffers of requests in flight, 16 bytes each: a guest could otherwise have a ring's length of them in every
+/// entry of the ring. One request is always let through.
+const BUFFERS_IN_FLIGHT_MAX: usize = 1 << 18;
+/// Chains with room for more buffers than this are not kept.
+const SPARE_BUFFERS_MAX: usize = 1024;
 /// How often one queue logs failed requests, at most.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a queue tells the guest and the front-end with.
 #[derive(Default)]
 pub(crate) struct Notifiers {
-    /// Written to call the guest; `None`: the front-end polls.
-    pub(crate) call: Option<Arc<Notifier>>,
-    /// Written when the ring turns out to be broken.
-    pub(crate) error: Option<Arc<Notifier>>,
+    /// Signalled to call the guest; `None`: the front-end polls.
+    pub(crate) call: Option<Arc<OwnedFd>>,
+    /// Signalled when the ring turns out to be broken.
+    pub(crate) error: Option<Arc<OwnedFd>>,
 }
 
 /// What a queue is started with.
@@ -56,7 +60,47 @@ impl SpareChains {
     }
 
     fn give(&self, chain: Chain) {
-        self.0.borrow_mut().push(chain);
+        // A few long chains must not make all of them keep their length in memory.
+        if chain.iov.capacity() <= SPARE_BUFFERS_MAX {
+            self.0.borrow_mut().push(chain);
+        }
+    }
+}
+
+/// The worker tasks that wait for a request.
+#[derive(Default)]
+struct IdleWorkers {
+    /// In the order in which they began to wait; those that were woken by something else stand here still.
+    waiting: RefCell<Vec<(usize, Waker)>>,
+    /// Whether each worker waits.
+    idle: RefCell<Vec<bool>>,
+}
+
+impl IdleWorkers {
+    /// The number of a new worker.
+    fn hire(&self) -> usize {
+        let mut idle = self.idle.borrow_mut();
+        idle.push(false);
+        idle.len() - 1
+    }
+
+    fn take(&self) -> Option<Waker> {
+        loop {
+            let (number, waker) = self.waiting.borrow_mut().pop()?;
+            if std::mem::replace(&mut self.idle.borrow_mut()[number], false) {
+                return Some(waker);
+            }
+        }
+    }
+
+    fn set_busy(&self, number: usize) {
+        self.idle.borrow_mut()[number] = false;
+    }
+
+    fn set_idle(&self, number: usize, waker: &Waker) {
+        if !std::mem::replace(&mut self.idle.borrow_mut()[number], true) {
+            self.waiting.borrow_mut().push((number, waker.clone()));
+        }
     }
 }
 
@@ -67,19 +111,23 @@ pub struct Queue {
     ring: RefCell<VirtQueue>,
     channel: Rc<BackendChannel>,
     device: Arc<DeviceModel>,
-    notifiers: RefCell<Notifiers>,
+    call: RefCell<Option<Rc<Signal>>>,
+    error: RefCell<Option<Rc<Signal>>>,
     kick: RefCell<Option<Watch>>,
     enabled: Cell<bool>,
     stopping: Cell<bool>,
     broken: Cell<bool>,
     in_flight: Cell<usize>,
+    /// The buffers of the requests in flight, and whether too many of them keep others in the ring.
+    buffers_in_flight: Cell<usize>,
+    held_back: Cell<bool>,
     /// Whether `turn_end` is registered for this turn.
     dirty: Cell<bool>,
     hot: Cell<bool>,
     spare: SpareChains,
     /// Requests handed to a worker task that has not run yet, and the workers that wait for one.
     handed: RefCell<VecDeque<Pending>>,
-    idle_workers: RefCell<Vec<Waker>>,
+    idle_workers: IdleWorkers,
     /// Set at the end of a stop: nothing will be served again.
     ended: Cell<bool>,
     /// Whether a task looks at the ring from time to time, as nobody kicks.
@@ -98,17 +146,20 @@ impl Queue {
             ring: RefCell::new(setup.ring),
             channel,
             device: setup.device,
-            notifiers: RefCell::new(setup.notifiers),
+            call: RefCell::new(setup.notifiers.call.map(Signal::new)),
+            error: RefCell::new(setup.notifiers.error.map(Signal::new)),
             kick: RefCell::new(None),
             enabled: Cell::new(setup.enabled),
             stopping: Cell::new(false),
             broken: Cell::new(false),
             in_flight: Cell::new(0),
+            buffers_in_flight: Cell::new(0),
+            held_back: Cell::new(false),
             dirty: Cell::new(false),
             hot: Cell::new(false),
             spare: SpareChains::default(),
             handed: RefCell::default(),
-            idle_workers: RefCell::default(),
+            idle_workers: IdleWorkers::default(),
             ended: Cell::new(false),
             polls: Cell::new(false),
             drained: RefCell::default(),
@@ -139,13 +190,13 @@ impl Queue {
     }
 
     /// Calls the guest by another descriptor from now on, once right away: the old one may have swallowed a call.
-    pub(crate) fn set_call(&self, call: Option<Arc<Notifier>>) {
-        self.notifiers.borrow_mut().call = call;
+    pub(crate) fn set_call(&self, call: Option<Arc<OwnedFd>>) {
+        self.call.replace(call.map(Signal::new));
         self.call_guest();
     }
 
-    pub(crate) fn set_error(&self, error: Option<Arc<Notifier>>) {
-        self.notifiers.borrow_mut().error = error;
+    pub(crate) fn set_error(&self, error: Option<Arc<OwnedFd>>) {
+        self.error.replace(error.map(Signal::new));
     }
 
     /// A disabled queue pops nothing; what was popped before is completed.
@@ -186,9 +237,17 @@ impl Queue {
         self.stopping.set(true);
         self.kick.replace(None);
         self.drained().await;
+        if !self.broken.get() {
+            // Whoever starts the ring again, another back-end perhaps, must find kicks wanted.
+            self.ring.borrow_mut().enable_kicks();
+        }
         self.publish();
+        // The last call goes out before the stop is answered.
+        self.context.submit_now();
         self.ended.set(true);
-        self.idle_workers.take().into_iter().for_each(Waker::wake);
+        while let Some(worker) = self.idle_workers.take() {
+            worker.wake();
+        }
         self.ring.borrow().next_avail()
     }
 
@@ -220,6 +279,10 @@ impl Queue {
         ring.suppress_kicks();
         let error = loop {
             if popped == BATCH_MAX {
+                break None;
+            }
+            if self.buffers_in_flight.get() > BUFFERS_IN_FLIGHT_MAX {
+                self.held_back.set(true);
                 break None;
             }
             match ring.pop(&mut chain) {
@@ -265,18 +328,27 @@ impl Queue {
     /// Gives a request that did not complete at once to a worker task: an idle one, or a new one.
     fn hand_over(self: &Rc<Self>, pending: Pending) {
         self.in_flight.set(self.in_flight.get() + 1);
+        self.buffers_in_flight.set(self.buffers_in_flight.get() + pending.buffers());
         self.handed.borrow_mut().push_back(pending);
-        match self.idle_workers.borrow_mut().pop() {
+        match self.idle_workers.take() {
             Some(worker) => worker.wake(),
-            None => self.context.spawn(self.clone().work()),
+            None => {
+                let number = self.idle_workers.hire();
+                self.context.spawn(self.clone().work(number));
+            }
         }
     }
 
     /// A worker: completes one request after the other until the queue has stopped. There are as many as requests were
     /// ever in flight at once.
-    async fn work(self: Rc<Self>) {
-        while let Some(pending) = self.next_request().await {
+    async fn work(self: Rc<Self>, number: usize) {
+        while let Some(pending) = self.next_request(number).await {
+            let buffers = pending.buffers();
             let (chain, written, result) = pending.await;
+            self.buffers_in_flight.set(self.buffers_in_flight.get() - buffers);
+            if self.held_back.take() {
+                self.look();
+            }
             self.log_error(result);
             self.complete(chain, written);
             self.in_flight.set(self.in_flight.get() - 1);
@@ -286,15 +358,16 @@ impl Queue {
         }
     }
 
-    async fn next_request(&self) -> Option<Pending> {
+    async fn next_request(&self, number: usize) -> Option<Pending> {
         std::future::poll_fn(|cx| {
             if let Some(pending) = self.handed.borrow_mut().pop_front() {
+                self.idle_workers.set_busy(number);
                 return Poll::Ready(Some(pending));
             }
             if self.ended.get() {
                 return Poll::Ready(None);
             }
-            self.idle_workers.borrow_mut().push(cx.waker().clone());
+            self.idle_workers.set_idle(number, cx.waker());
             Poll::Pending
         })
         .await
@@ -313,8 +386,8 @@ impl Queue {
     }
 
     fn call_guest(&self) {
-        if let Some(call) = &self.notifiers.borrow().call {
-            call.signal();
+        if let Some(call) = &*self.call.borrow() {
+            self.context.signal(call);
         }
     }
 
@@ -324,8 +397,8 @@ impl Queue {
             return;
         }
         tracing::error!("{}: broken: {error}", self.name);
-        if let Some(notifier) = &self.notifiers.borrow().error {
-            notifier.signal();
+        if let Some(notifier) = &*self.error.borrow() {
+            self.context.signal(notifier);
         }
     }
 
@@ -368,6 +441,10 @@ impl Poller for Queue {
         }
         let more = self.ring.borrow_mut().enable_kicks();
         more && self.serves()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.ended.get()
     }
 
     fn hot_flag(&self) -> &Cell<bool> {

@@ -55,12 +55,24 @@ impl Server {
         // The kernel shows 15 characters.
         let name = format!("vhost-{}", export.settings.id);
         let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
+            // A panic, which is a bug, ends the process: an export that nobody serves any more would look alive.
+            let _abort = AbortOnPanic;
             serve(&export, endpoint, &shared);
             if !shared.stopping() {
                 on_end();
             }
         })?;
         Ok(Self { control, thread: Some(thread) })
+    }
+}
+
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 
@@ -192,9 +204,8 @@ fn serve_front_end(export: &Arc<ExportState>, stream: UnixStream, control: &Cont
 /// Serves messages until the connection ends; an error says why we ended it.
 fn run_connection(session: &Arc<Session>, stream: UnixStream, control: &Control) -> Result<(), String> {
     let socket = stream.try_clone().map_err(|e| e.to_string())?;
-    // Blocking, as the crate reads whole messages; but one who never reads our replies must not hold us for ever.
+    // As the crate reads and writes whole messages.
     stream.set_nonblocking(false).map_err(|e| e.to_string())?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
     control.set_connection(stream.try_clone().ok());
     let waiter = Waiter::new(socket.as_fd(), control).map_err(|e| e.to_string())?;
     let mut handler = BackendReqHandler::from_stream(stream, session.clone());
@@ -206,6 +217,7 @@ fn run_connection(session: &Arc<Session>, stream: UnixStream, control: &Control)
             Arrived::Garbage(why) => return Err(why.into()),
             Arrived::Whole(header) => {
                 deadline = None;
+                wait_until_writable(&socket)?;
                 serve_message(session, &socket, &mut handler, header)?;
             }
             Arrived::Incomplete(begun) => {
@@ -224,6 +236,21 @@ fn run_connection(session: &Arc<Session>, stream: UnixStream, control: &Control)
         }
     }
     Ok(())
+}
+
+/// Waits until there is room for a reply: the crate would try for ever to send one to a front-end that never reads. A
+/// stop shuts the socket down, which ends the wait.
+fn wait_until_writable(socket: &UnixStream) -> Result<(), String> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    loop {
+        match poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&patience)) {
+            Ok(0) => return Err(format!("replies were not read within {} s", PATIENCE.as_secs())),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
 }
 
 fn serve_message(

@@ -24,7 +24,7 @@ use crate::config_space::{F_PROTOCOL_FEATURES, bit};
 use crate::export::ExportState;
 use crate::extra_messages;
 use crate::guest_memory::{GuestMemory, MemoryRegion, REGIONS_MAX};
-use crate::notifier::Notifier;
+use crate::notifier::{can_be_polled, take_notifier};
 use crate::queue::{Notifiers, Queue, QueueSetup};
 use crate::virtqueue::{RingFeatures, RingLayout, VirtQueue};
 
@@ -42,7 +42,6 @@ pub(crate) struct SessionState {
     protocol_features: u64,
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
-    backend_channel: Option<UnixStream>,
 }
 
 /// What is known of one ring, started or not. Addresses are the front-end's own.
@@ -52,8 +51,8 @@ struct Vring {
     addresses: Option<Addresses>,
     base: u16,
     kick: Option<Arc<OwnedFd>>,
-    call: Option<Arc<Notifier>>,
-    error: Option<Arc<Notifier>>,
+    call: Option<Arc<OwnedFd>>,
+    error: Option<Arc<OwnedFd>>,
     enabled: bool,
     started: bool,
 }
@@ -69,6 +68,8 @@ struct Addresses {
 pub(crate) struct Session {
     export: Arc<ExportState>,
     state: Mutex<SessionState>,
+    /// Apart from the state: whoever sends on it must not wait for a message being served.
+    backend_channel: Mutex<Option<UnixStream>>,
     /// Set when a handler of ours has refused a message, so that the error that comes back from the crate can be told
     /// from every other.
     refused: AtomicBool,
@@ -88,6 +89,7 @@ impl Session {
         Arc::new(Self {
             export,
             state: Mutex::new(SessionState { vrings, ..SessionState::default() }),
+            backend_channel: Mutex::default(),
             refused: AtomicBool::new(false),
             rings_started: AtomicBool::new(false),
             config_read: AtomicBool::new(false),
@@ -106,22 +108,17 @@ impl Session {
 
     /// Keeps the back-end channel; refused unless negotiated.
     pub(crate) fn set_backend_channel(&self, channel: Option<UnixStream>) -> bool {
-        let mut state = self.state();
-        let negotiated = state.protocol_features & VhostUserProtocolFeatures::BACKEND_REQ.bits() != 0;
+        let negotiated = self.state().protocol_features & VhostUserProtocolFeatures::BACKEND_REQ.bits() != 0;
         let ok = negotiated && channel.is_some();
         if ok {
-            if let Some(channel) = &channel {
-                // A front-end that never reads must not hold the control thread.
-                let _ = channel.set_nonblocking(true);
-            }
-            state.backend_channel = channel;
+            *self.backend_channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
         }
         ok
     }
 
-    /// Tells the front-end that the config space has changed, where it has a way to be told.
+    /// Tells the front-end that the config space has changed, where it has a way to be told. Does not wait.
     pub(crate) fn config_changed(&self) {
-        if let Some(channel) = &self.state().backend_channel
+        if let Some(channel) = &*self.backend_channel.lock().unwrap_or_else(PoisonError::into_inner)
             && let Err(error) = extra_messages::send_config_change(channel)
         {
             tracing::warn!("{}: the config change could not be sent: {error}", self.export.name());
@@ -279,12 +276,8 @@ fn map_single(region: &VhostUserSingleMemoryRegion, file: File) -> Result<Memory
         .map_err(refuse)
 }
 
-fn notifier(file: Option<File>) -> Result<Option<Arc<Notifier>>> {
-    let wrap = |file| {
-        Notifier::new(file)
-            .map(Arc::new)
-            .ok_or_else(|| refuse("the descriptor is one that a write may wait on, not an eventfd"))
-    };
+fn notifier(file: Option<File>) -> Result<Option<Arc<OwnedFd>>> {
+    let wrap = |file| take_notifier(file).ok_or_else(|| refuse("the descriptor is no eventfd"));
     file.map(wrap).transpose()
 }
 
@@ -431,6 +424,9 @@ impl VhostUserBackendReqHandler for Session {
     fn set_vring_kick(&self, index: u8, fd: Option<File>) -> Result<()> {
         self.handle("SET_VRING_KICK", |state| {
             let index = self.queue_index(index.into())?;
+            if fd.as_ref().is_some_and(|file| !can_be_polled(file)) {
+                return Err(refuse("the descriptor is no eventfd"));
+            }
             let vring = &mut state.vrings[index];
             vring.kick = fd.map(|file| Arc::new(OwnedFd::from(file)));
             if vring.started {

@@ -48,7 +48,7 @@ impl SigbusGuard {
         SLOTS_USED.fetch_max(index + 1, Ordering::AcqRel);
         let slot = &SLOTS[index];
         slot.lost.store(false, Ordering::Relaxed);
-        slot.len.store(len, Ordering::Relaxed);
+        slot.len.store(len, Ordering::Release);
         slot.start.store(start, Ordering::Release);
         Some(Self(index))
     }
@@ -86,8 +86,9 @@ extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     let address = unsafe { (*info).si_addr() } as usize;
     for slot in &SLOTS[..SLOTS_USED.load(Ordering::Acquire)] {
         let start = slot.start.load(Ordering::Acquire);
-        let len = slot.len.load(Ordering::Relaxed);
-        if start == 0 || address.wrapping_sub(start) >= len {
+        let len = slot.len.load(Ordering::Acquire);
+        // The same before and after, or the slot was given to another mapping in between.
+        if start == 0 || address.wrapping_sub(start) >= len || slot.start.load(Ordering::Acquire) != start {
             continue;
         }
         slot.lost.store(true, Ordering::Relaxed);

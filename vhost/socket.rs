@@ -3,13 +3,14 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::extra_messages::is_unix_stream;
 use rustix::fs::Mode;
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 /// Where an export is reached.
@@ -164,22 +165,25 @@ fn inherited(fd: RawFd) -> Result<Endpoint, String> {
     if fd <= 2 {
         return Err("standard input, output and error cannot be the socket".into());
     }
-    let flags = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|_| "it is not open".to_owned())?;
-    if !flags.to_string_lossy().starts_with("socket:") {
-        return Err("it is not a socket".into());
+    let owned = take_fd(fd).ok_or("it is not open, or was not inherited")?;
+    if !is_unix_stream(&owned) {
+        return Err("it is not a Unix stream socket".into());
     }
-    let owned = take_fd(fd);
     match sockopt::socket_acceptconn(&owned).map_err(|e| e.to_string())? {
         true => Ok(Endpoint::Listening(Listener { listener: owned.into(), file: None })),
         false => Ok(Endpoint::Connected(owned.into())),
     }
 }
 
-#[allow(unsafe_code)] // Taking over an inherited descriptor; one call.
-fn take_fd(fd: RawFd) -> OwnedFd {
-    // SAFETY: the descriptor was handed to this process for this export alone, is open, and is not one of the three
-    // standard ones; each export names its own.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+#[allow(unsafe_code)] // Taking over an inherited descriptor; two calls.
+fn take_fd(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the borrow ends before anything can close the descriptor; if it is not open, the calls say so.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    // Everything that this process opens, and everything taken over before, is closed on exec; what was inherited is not.
+    let flags = rustix::io::fcntl_getfd(borrowed).ok().filter(|flags| !flags.contains(FdFlags::CLOEXEC))?;
+    rustix::io::fcntl_setfd(borrowed, flags | FdFlags::CLOEXEC).ok()?;
+    // SAFETY: the descriptor is open, was inherited by this process, and is taken over only once, as it is marked now.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

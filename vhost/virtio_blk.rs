@@ -91,6 +91,13 @@ pub(crate) struct Pending {
     work: Work,
 }
 
+impl Pending {
+    /// How many buffers its chain has.
+    pub(crate) fn buffers(&self) -> usize {
+        self.chain.as_ref().map_or(0, |chain| chain.iov.len())
+    }
+}
+
 impl Future for Pending {
     /// The chain, how many of its bytes were written, and the error, if it failed.
     type Output = (Chain, u32, BlockResult);

@@ -19,13 +19,14 @@ use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 pub use iothread::Iothread;
 pub use mailbox::{AioRemote, Answer};
 pub use poll::{PollSettings, Poller};
 pub use timer::Sleep;
-pub use uring::{Completion, Operation, RingOp, Watch};
+pub use uring::{Completion, Operation, RingOp, Signal, Watch};
 
 use mailbox::{Mailbox, Message};
 use poll::AdaptivePolling;
@@ -106,6 +107,29 @@ impl AioContext {
     /// Calls `handler` whenever `fd` becomes readable, until the [`Watch`] is dropped. The descriptor is never read.
     pub fn watch(&self, fd: Arc<OwnedFd>, handler: Rc<dyn Fn()>) -> Watch {
         self.0.uring.watch(self, fd, handler)
+    }
+
+    /// Adds one to a descriptor with this turn's batch, without ever waiting for it.
+    pub fn signal(&self, signal: &Rc<Signal>) {
+        self.0.uring.signal(signal);
+    }
+
+    /// Hands what was submitted so far to the kernel now, rather than at the end of the turn.
+    pub fn submit_now(&self) {
+        self.0.uring.enter_nowait();
+    }
+
+    /// Lets everything else that is ready run first, for work that would hold the loop too long in one go.
+    pub async fn breathe() {
+        let mut breathed = false;
+        std::future::poll_fn(|cx| {
+            if std::mem::replace(&mut breathed, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Completes after `duration`.
@@ -197,13 +221,17 @@ impl AioContext {
 
     /// Polls the hot queues once. Returns whether any had work.
     fn poll_hot(&self) -> bool {
-        let mut progress = false;
+        let (mut progress, mut gone) = (false, false);
         // By index and with a clone: serving a queue may make another one hot.
         let mut at = 0;
         loop {
             let Some(poller) = self.0.hot.borrow().get(at).cloned() else { break };
+            gone |= poller.is_gone();
             progress |= poller.poll();
             at += 1;
+        }
+        if gone {
+            self.0.hot.borrow_mut().retain(|poller| !poller.is_gone());
         }
         progress
     }

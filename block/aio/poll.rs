@@ -10,6 +10,8 @@ pub trait Poller {
     fn poll(self: Rc<Self>) -> bool;
     /// Turns kicks on again and looks once more. True when there is work, and then the queue stays hot.
     fn arm(&self) -> bool;
+    /// Whether it has ended for good, and the loop may forget it.
+    fn is_gone(&self) -> bool;
     /// The loop's own mark for "is in the hot list".
     fn hot_flag(&self) -> &Cell<bool>;
 }

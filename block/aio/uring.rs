@@ -31,7 +31,11 @@ const KIND_OPERATION: u64 = 0;
 const KIND_WATCH: u64 = 1;
 const KIND_MAILBOX: u64 = 2;
 const KIND_IGNORE: u64 = 3;
-const KIND_SHIFT: u32 = 62;
+const KIND_SIGNAL: u64 = 4;
+const KIND_SHIFT: u32 = 60;
+
+/// What a signal writes: an eventfd counts it.
+static ONE: u64 = 1;
 
 /// One operation for the kernel. Offsets and lengths are in bytes. Buffers must stay valid until it completes, which
 /// the makers of [`IoVec`]s promise.
@@ -101,6 +105,8 @@ struct WatchRecord {
     fd: Arc<OwnedFd>,
     /// `None` once the watch is dropped.
     handler: Option<Rc<dyn Fn()>>,
+    /// The last completion has come. The slot is free when the watch is dropped too, not before: both still know it.
+    ended: bool,
 }
 
 pub(super) struct Uring {
@@ -109,6 +115,8 @@ pub(super) struct Uring {
     /// Buffers of iovecs of completed operations, to be used again: no allocation per request.
     spare: RefCell<Vec<Vec<IoVec>>>,
     watches: RefCell<Slab<WatchRecord>>,
+    /// Those whose write has not completed.
+    signals: RefCell<Slab<Rc<Signal>>>,
     reaped: RefCell<Vec<(u64, i32, u32)>>,
     in_flight: Cell<usize>,
     mailbox_fd: Cell<RawFd>,
@@ -130,6 +138,7 @@ impl Uring {
             records: RefCell::default(),
             spare: RefCell::default(),
             watches: RefCell::default(),
+            signals: RefCell::default(),
             reaped: RefCell::default(),
             in_flight: Cell::new(0),
             mailbox_fd: Cell::new(-1),
@@ -160,7 +169,8 @@ impl Uring {
         loop {
             // SAFETY: the addresses in `entry` are those of a Record's iovec buffer and of IoVecs: the first lives in
             // its slot until the completion, the others by the promise of `IoVec::new`; descriptors are kept open by
-            // the operation's owner or the watch's record.
+            // the operation's owner, the watch's record or
+            // the signal.
             if unsafe { ring.submission().push(&entry) }.is_ok() {
                 return;
             }
@@ -183,7 +193,7 @@ impl Uring {
 
     pub(super) fn watch(&self, context: &AioContext, fd: Arc<OwnedFd>, handler: Rc<dyn Fn()>) -> Watch {
         let entry = poll_entry(fd.as_raw_fd());
-        let slot = self.watches.borrow_mut().insert(WatchRecord { fd, handler: Some(handler) });
+        let slot = self.watches.borrow_mut().insert(WatchRecord { fd, handler: Some(handler), ended: false });
         self.push(entry.user_data(user_data(KIND_WATCH, slot)));
         Watch { context: context.clone(), slot }
     }
@@ -198,6 +208,7 @@ impl Uring {
             match data >> KIND_SHIFT {
                 KIND_OPERATION => self.operation_done(slot, result),
                 KIND_WATCH => self.watch_fired(slot, result, cqueue::more(flags)),
+                KIND_SIGNAL => self.signal_done(slot, result),
                 KIND_MAILBOX if !cqueue::more(flags) => self.arm_mailbox(),
                 _ => {}
             }
@@ -221,34 +232,65 @@ impl Uring {
     }
 
     fn watch_fired(&self, slot: usize, result: i32, more: bool) {
-        let handler = {
+        let (handler, arm) = {
             let mut watches = self.watches.borrow_mut();
-            let Some(watch) = watches.get(slot) else { return };
+            let Some(watch) = watches.get_mut(slot) else { return };
             let handler = watch.handler.clone();
-            let fd = watch.fd.as_raw_fd();
-            if !more {
-                // The last completion: of a dropped watch, or of a multishot that a full completion queue ended, which
-                // must be armed again, and the ring looked at, as kicks may have been missed.
-                if handler.is_some() && result != -libc::ECANCELED && result != -libc::EBADF {
-                    drop(watches);
-                    self.push(poll_entry(fd).user_data(user_data(KIND_WATCH, slot)));
-                } else {
-                    watches.remove(slot);
-                }
+            // A multishot that a full completion queue ended must be armed again, and the ring looked at, as kicks may
+            // have been missed. A descriptor that cannot be polled answers with an error, for ever.
+            let arm = (!more && handler.is_some() && result >= 0).then(|| watch.fd.as_raw_fd());
+            watch.ended = !more && arm.is_none();
+            if watch.ended && handler.is_none() {
+                watches.remove(slot);
             }
-            handler
+            (handler, arm)
         };
+        if let Some(fd) = arm {
+            self.push(poll_entry(fd).user_data(user_data(KIND_WATCH, slot)));
+        }
         if let Some(handler) = handler {
             handler();
         }
     }
 
     fn unwatch(&self, slot: usize) {
-        if let Some(watch) = self.watches.borrow_mut().get_mut(slot) {
-            watch.handler = None;
+        let ended = {
+            let mut watches = self.watches.borrow_mut();
+            let Some(watch) = watches.get_mut(slot) else { return };
+            let handler = watch.handler.take();
+            let ended = watch.ended;
+            if ended {
+                watches.remove(slot);
+            }
+            drop(watches);
+            // Its drop may reach back here.
+            drop(handler);
+            ended
+        };
+        if !ended {
+            let entry = opcode::PollRemove::new(user_data(KIND_WATCH, slot)).build();
+            self.push(entry.user_data(user_data(KIND_IGNORE, 0)));
         }
-        let entry = opcode::PollRemove::new(user_data(KIND_WATCH, slot)).build();
-        self.push(entry.user_data(user_data(KIND_IGNORE, 0)));
+    }
+
+    pub(super) fn signal(&self, signal: &Rc<Signal>) {
+        match signal.state.get() {
+            SignalState::Idle => {
+                signal.state.set(SignalState::Sent);
+                let slot = self.signals.borrow_mut().insert(signal.clone());
+                self.push(signal_entry(signal).user_data(user_data(KIND_SIGNAL, slot)));
+            }
+            SignalState::Sent | SignalState::SentAndWanted => signal.state.set(SignalState::SentAndWanted),
+        }
+    }
+
+    fn signal_done(&self, slot: usize, result: i32) {
+        let Some(signal) = self.signals.borrow_mut().try_remove(slot) else { return };
+        let wanted = signal.state.replace(SignalState::Idle) == SignalState::SentAndWanted;
+        // A descriptor that fails once will fail again; one whose counter is full has signalled often enough.
+        if wanted && result >= 0 {
+            self.signal(&signal);
+        }
     }
 
     /// Hands over what was submitted and runs what the kernel has deferred, without waiting; no system call when there
@@ -303,6 +345,11 @@ fn user_data(kind: u64, slot: usize) -> u64 {
 
 fn poll_entry(fd: RawFd) -> squeue::Entry {
     opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(true).build()
+}
+
+fn signal_entry(signal: &Signal) -> squeue::Entry {
+    // At the file's own position, which an eventfd does not have; the value lives for ever.
+    opcode::Write::new(Fd(signal.fd.as_raw_fd()), (&raw const ONE).cast(), 8).offset(u64::MAX).build()
 }
 
 /// The operation without its borrow; the iovecs are in the record's own buffer.
@@ -409,6 +456,29 @@ pub struct Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.context.0.uring.unwatch(self.slot);
+    }
+}
+
+/// A descriptor, as a rule an eventfd of somebody else's, that is signalled by adding one to it; see
+/// [`AioContext::signal`]. At most one write of it is in the kernel, and one that blocks blocks nobody here.
+pub struct Signal {
+    fd: Arc<OwnedFd>,
+    state: Cell<SignalState>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SignalState {
+    Idle,
+    /// A write is in the kernel.
+    Sent,
+    /// And another is to follow it.
+    SentAndWanted,
+}
+
+impl Signal {
+    /// Wraps a descriptor. A write is cheapest if it is non-blocking.
+    pub fn new(fd: Arc<OwnedFd>) -> Rc<Self> {
+        Rc::new(Self { fd, state: Cell::new(SignalState::Idle) })
     }
 }
 

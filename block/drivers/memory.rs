@@ -47,9 +47,20 @@ fn open(options: &mut Options, _: &OpenContext<'_>) -> OpenResult<Box<dyn BlockD
     Ok(Box::new(Memory { length: AtomicU64::new(size), mapping: Arc::new(mapping) }))
 }
 
+/// The most bytes of one request: it is carried out at once, and others wait that long.
+const AT_ONCE_MAX: u32 = 1 << 20;
+
 impl BlockDriver for Memory {
     fn limits(&self) -> BlockLimits {
-        BlockLimits { can_discard: true, can_write_zeroes: true, can_unmap_zeroes: true, ..BlockLimits::default() }
+        BlockLimits {
+            can_discard: true,
+            can_write_zeroes: true,
+            can_unmap_zeroes: true,
+            max_transfer: AT_ONCE_MAX,
+            max_discard: AT_ONCE_MAX.into(),
+            max_write_zeroes: AT_ONCE_MAX.into(),
+            ..BlockLimits::default()
+        }
     }
 
     fn length(&self) -> u64 {

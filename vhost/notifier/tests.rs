@@ -1,7 +1,8 @@
 //! Tests of the notifier: what can hold us up is refused, and nothing else does.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
+
+use blockport_block::aio::{AioContext, PollSettings, Signal};
 
 use super::*;
 use crate::testing::{Event, ends, memfd};
@@ -9,12 +10,23 @@ use crate::testing::{Event, ends, memfd};
 /// The largest value that an eventfd's counter takes.
 const FULL: u64 = u64::MAX - 1;
 
+fn context() -> AioContext {
+    AioContext::new(PollSettings::default()).expect("io_uring works here")
+}
+
+/// Signals, and lets the loop go on for a while.
+fn signal(context: &AioContext, fd: &Arc<OwnedFd>, times: usize) {
+    let signal = Signal::new(fd.clone());
+    for _ in 0..times {
+        context.signal(&signal);
+        context.run_until(context.sleep(std::time::Duration::from_millis(1)));
+    }
+}
+
 #[test]
 fn each_signal_adds_one() {
     for event in [Event::blocking(), Event::non_blocking()] {
-        let notifier = Notifier::new(event.file()).expect("an eventfd will do");
-        notifier.signal();
-        notifier.signal();
+        signal(&context(), &take_notifier(event.file()).expect("an eventfd will do"), 2);
         assert_eq!(event.take(), Some(2));
     }
 }
@@ -23,37 +35,38 @@ fn each_signal_adds_one() {
 fn what_blocks_whatever_its_flags_say_is_refused() {
     let null = File::options().write(true).open("/dev/null").expect("it is there");
     for file in [memfd(8), null] {
-        assert!(Notifier::new(file).is_none());
+        assert!(take_notifier(file).is_none());
     }
 }
 
 #[test]
-fn a_full_counter_does_not_block() {
-    for event in [Event::blocking(), Event::non_blocking()] {
+fn a_full_counter_blocks_nobody_even_if_the_front_end_makes_it_blocking_again() {
+    for cleared in [false, true] {
+        let event = Event::non_blocking();
+        let fd = take_notifier(event.file()).expect("an eventfd will do");
         event.add(FULL);
-        let notifier = Notifier::new(event.file()).expect("an eventfd will do");
-        let notifier = ends(move || {
-            notifier.signal();
-            notifier
-        });
+        if cleared {
+            // The flag belongs to the open file, which the front-end has too.
+            fcntl_setfl(&fd, OFlags::RDWR).expect("it is ours as well");
+        }
+        ends(move || signal(&context(), &fd, 3));
+        fcntl_setfl(event.file(), OFlags::RDWR | OFlags::NONBLOCK).expect("it is ours as well");
         assert_eq!(event.take(), Some(FULL));
-        notifier.signal();
-        assert_eq!(event.take(), Some(1), "it works again");
     }
 }
 
 #[test]
 fn a_full_or_closed_pipe_does_not_block() {
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
-    let notifier = Notifier::new(OwnedFd::from(writer).into()).expect("a pipe will do");
-    let notifier = ends(move || {
-        // More than any pipe holds.
-        (0..1 << 18).for_each(|_| notifier.signal());
-        notifier
+    let fd = take_notifier(OwnedFd::from(writer).into()).expect("a pipe will do");
+    let mut filler = File::from(fd.try_clone().expect("a copy"));
+    while std::io::Write::write(&mut filler, &[0; 4096]).is_ok() {}
+    let fd = ends(move || {
+        signal(&context(), &fd, 3);
+        fd
     });
-    let mut one = [0; 8];
-    reader.read_exact(&mut one).expect("it was signalled");
-    assert_eq!(u64::from_ne_bytes(one), 1);
+    let mut some = [0; 4096];
+    reader.read_exact(&mut some).expect("it is full");
     drop(reader);
-    ends(move || notifier.signal());
+    ends(move || signal(&context(), &fd, 3));
 }

@@ -107,10 +107,25 @@ fn a_place_that_does_not_exist_or_is_too_long_is_refused() {
     assert!(refusal(&address(&long)).contains("too long"), "{}", refusal(&address(&long)));
 }
 
+/// A descriptor as it is when this process was started with it: not to be closed on exec.
+fn inherit(fd: impl IntoRawFd + AsFd) -> RawFd {
+    rustix::io::fcntl_setfd(&fd, FdFlags::empty()).expect("it is open");
+    fd.into_raw_fd()
+}
+
+#[test]
+fn a_descriptor_is_taken_over_once_and_only_if_it_was_inherited() {
+    let (one, other) = UnixStream::pair().expect("sockets");
+    assert!(refusal(&SocketAddress::Fd(one.as_raw_fd())).contains("not inherited"), "we made it ourselves");
+    let fd = inherit(other);
+    let _taken = Endpoint::open(&SocketAddress::Fd(fd)).expect("it was inherited");
+    assert!(refusal(&SocketAddress::Fd(fd)).contains("not inherited"), "it has an owner");
+}
+
 #[test]
 fn an_inherited_socket_is_listened_on_or_served_as_it_is() {
     let (_dir, path) = place();
-    let listener = UnixListener::bind(&path).expect("a socket").into_raw_fd();
+    let listener = inherit(UnixListener::bind(&path).expect("a socket"));
     match Endpoint::open(&SocketAddress::Fd(listener)).expect("it listens") {
         Endpoint::Listening(listener) => {
             let _stream = UnixStream::connect(&path).expect("it listens");
@@ -120,7 +135,7 @@ fn an_inherited_socket_is_listened_on_or_served_as_it_is() {
     }
     assert!(is_socket(&path), "who made the file removes it");
     let (one, _other) = UnixStream::pair().expect("sockets");
-    let opened = Endpoint::open(&SocketAddress::Fd(one.into_raw_fd())).expect("it is connected");
+    let opened = Endpoint::open(&SocketAddress::Fd(inherit(one))).expect("it is connected");
     assert!(matches!(opened, Endpoint::Connected(_)));
 }
 
@@ -130,6 +145,6 @@ fn an_inherited_descriptor_that_is_no_socket_is_refused() {
     for fd in 0..3 {
         assert!(refusal(&SocketAddress::Fd(fd)).contains("standard input"));
     }
-    let file = crate::testing::memfd(0);
-    assert!(refusal(&SocketAddress::Fd(file.as_raw_fd())).contains("not a socket"));
+    let file = inherit(crate::testing::memfd(0));
+    assert!(refusal(&SocketAddress::Fd(file)).contains("not a Unix stream socket"));
 }

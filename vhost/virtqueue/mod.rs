@@ -52,7 +52,7 @@ pub enum RingError {
     /// The ring is not in guest memory, or not aligned.
     #[error("the ring does not lie in guest memory, or is not aligned")]
     Addresses,
-    /// More new entries than the ring has.
+    /// More entries than the ring has room for, those in flight included.
     #[error("the available index jumped to {avail_idx} from {last_avail} in a ring of {size}")]
     IndexJump {
         /// What the guest wrote.

@@ -60,6 +60,8 @@ pub(super) struct SplitRing {
     next_avail: u16,
     /// Up to where `avail.idx` was seen to be; saves reading the guest's cache line for each chain.
     seen_avail: u16,
+    /// Popped and not yet pushed: with those still in the ring, never more than the ring has entries.
+    outstanding: u16,
     /// The next used entry to write.
     next_used: u16,
     /// Up to where the guest has been shown used entries.
@@ -106,6 +108,7 @@ impl SplitRing {
             mask: layout.size - 1,
             next_avail: base,
             seen_avail: base,
+            outstanding: 0,
             next_used: 0,
             published: 0,
             first: true,
@@ -182,6 +185,7 @@ impl SplitRing {
         chain.readable = 0;
         self.walk(head, chain)?;
         self.next_avail = self.next_avail.wrapping_add(1);
+        self.outstanding += 1;
         Ok(true)
     }
 
@@ -190,7 +194,7 @@ impl SplitRing {
     fn look_for_more(&mut self) -> Result<bool, RingError> {
         let avail_idx = self.avail_u16(INDEX).load(Ordering::Acquire);
         let new = avail_idx.wrapping_sub(self.next_avail);
-        if new > self.layout.size {
+        if new > self.layout.size - self.outstanding {
             let (last_avail, size) = (self.next_avail, self.layout.size);
             return Err(RingError::IndexJump { avail_idx, last_avail, size });
         }
@@ -298,6 +302,7 @@ impl SplitRing {
         // SAFETY: the used ring has `mask + 1` elements, found mapped and aligned to 4.
         unsafe { self.parts.used.add(ENTRIES + 8 * slot).cast::<UsedElement>().write_volatile(element) };
         self.next_used = self.next_used.wrapping_add(1);
+        self.outstanding = self.outstanding.saturating_sub(1);
     }
 
     #[inline]

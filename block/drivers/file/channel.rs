@@ -224,9 +224,10 @@ impl RingOwner for Inner {
         match (completion.operation, transferred(completion)) {
             (operation, Err(libc::EINTR | libc::EAGAIN)) => self.submit(operation),
             (Operation::Read { fd, offset, iov }, Ok(done)) => self.read_done(fd, offset, iov, done),
-            (Operation::Write { offset, .. }, Ok(done)) if done == completion.bytes() => {
+            (Operation::Write { offset, fua, .. }, Ok(done)) if done == completion.bytes() => {
                 self.shared.reached(offset + done);
-                BlockFuture::ready(Ok(()))
+                // The kernel may have told another write or flush that writing back had failed.
+                BlockFuture::ready(if fua { self.shared.flushes_can_be_believed() } else { Ok(()) })
             }
             (Operation::Write { fd, offset, iov, fua }, Ok(done)) => {
                 let rest = iovec::slice(iov, done, completion.bytes() - done);

@@ -170,6 +170,11 @@ impl File {
     }
 }
 
+/// The most bytes of one request that is carried out at once, while others wait.
+const AT_ONCE_MAX: u32 = 1 << 20;
+/// The most bytes of one request to the kernel, which pins the pages, or copies from the page cache, while we wait.
+const TRANSFER_MAX: u32 = 4 << 20;
+
 impl BlockDriver for File {
     fn limits(&self) -> BlockLimits {
         let state = self.state();
@@ -180,6 +185,7 @@ impl BlockDriver for File {
             read_only: !self.read_only && !state.writable,
             request_alignment: probe.request_alignment,
             memory_alignment: probe.memory_alignment,
+            max_transfer: if probe.in_memory { AT_ONCE_MAX } else { TRANSFER_MAX },
             can_discard: can_punch,
             can_write_zeroes: plain,
             can_unmap_zeroes: can_punch,

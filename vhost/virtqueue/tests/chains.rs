@@ -223,14 +223,25 @@ fn an_available_index_may_run_ahead_by_the_ring_s_size_and_no_more() {
             assert_eq!(device.pop(&mut Chain::default()), Ok(true));
         }
         assert_eq!(device.pop(&mut Chain::default()), Ok(false));
+        // All are in flight: there is room for none. With all given back, for as many as the ring has.
+        let jump_by_one = guest_offers(&guest, &device, 1);
+        assert_eq!(device.pop(&mut Chain::default()), Err(jump_by_one));
+        for _ in 0..SIZE {
+            device.push(0, 0);
+        }
         for jump in [SIZE + 1, u16::MAX] {
-            let last_avail = device.next_avail();
-            let avail_idx = last_avail.wrapping_add(jump);
-            guest.set_avail_idx(avail_idx);
-            let jumped = RingError::IndexJump { avail_idx, last_avail, size: SIZE };
+            let jumped = guest_offers(&guest, &device, jump);
             assert_eq!(device.pop(&mut Chain::default()), Err(jumped));
         }
     }
+}
+
+/// Has the available index jump, and says what the device must answer if it may not.
+fn guest_offers(guest: &Guest, device: &VirtQueue, jump: u16) -> RingError {
+    let last_avail = device.next_avail();
+    let avail_idx = last_avail.wrapping_add(jump);
+    guest.set_avail_idx(avail_idx);
+    RingError::IndexJump { avail_idx, last_avail, size: SIZE }
 }
 
 #[test]

@@ -41,13 +41,15 @@ struct Model {
     next_avail: u16,
     /// The available index as the device saw it last: it asks again only when it has popped all that it saw.
     seen: u16,
+    /// Taken and not yet given back: a ring has no room for these and more new ones than the rest of its entries.
+    outstanding: u16,
 }
 
 impl Model {
     fn judge(&mut self, guest: &Guest) -> Verdict {
         if self.seen == self.next_avail {
             let avail_idx = u16::from_le_bytes(guest.read(guest.avail + 2));
-            if avail_idx.wrapping_sub(self.next_avail) > guest.size {
+            if avail_idx.wrapping_sub(self.next_avail) > guest.size - self.outstanding {
                 let (last_avail, size) = (self.next_avail, guest.size);
                 return Verdict::Lie(vec![RingError::IndexJump { avail_idx, last_avail, size }]);
             }
@@ -61,6 +63,7 @@ impl Model {
         match self.chain(guest, head) {
             Ok(buffers) => {
                 self.next_avail = self.next_avail.wrapping_add(1);
+                self.outstanding += 1;
                 Verdict::Chain(head, buffers)
             }
             Err(lies) => Verdict::Lie(lies),
@@ -196,7 +199,7 @@ impl Attack {
         let guest = Guest::new(size, 0);
         guest.set_avail_idx(base);
         let device = guest.device(features, base);
-        let model = Model { indirect: features.indirect, next_avail: base, seen: base };
+        let model = Model { indirect: features.indirect, next_avail: base, seen: base, outstanding: 0 };
         Self { guest, device, features, model, chain: Chain::default(), popped: Vec::new() }
     }
 
@@ -239,6 +242,7 @@ impl Attack {
                 Step::Complete => {
                     if let Some(head) = self.popped.pop() {
                         self.device.push(head, 1);
+                        self.model.outstanding -= 1;
                     }
                     self.device.publish();
                     self.device.enable_kicks();
