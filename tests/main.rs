@@ -4,6 +4,7 @@ mod backend;
 mod frontend;
 mod image;
 
+mod architecture;
 mod command_lines;
 mod config_space;
 mod connections;
