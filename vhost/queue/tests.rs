@@ -113,7 +113,7 @@ impl Fixture {
     fn completes(&self, count: u16) {
         let end = Instant::now() + DEADLINE;
         while self.completed() != count {
-            assert!(Instant::now() < end, "{} of {count} requests are completed", self.completed());
+            assert!(self.completed() < count && Instant::now() < end, "{} of {count} are completed", self.completed());
             self.run(self.context.sleep(Duration::from_micros(200)));
         }
     }
