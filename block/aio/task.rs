@@ -1,6 +1,6 @@
 //! The tasks of an AioContext: local futures and their wakers. It owns the ready list; it never sleeps.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -63,6 +63,8 @@ struct Task {
 pub(super) struct Tasks {
     tasks: RefCell<Slab<Task>>,
     ready: RefCell<VecDeque<Arc<TaskHeader>>>,
+    /// How many tasks the next turn runs, if some were left over by the last; else 0.
+    limit: Cell<usize>,
 }
 
 impl Tasks {
@@ -84,17 +86,19 @@ impl Tasks {
         !self.ready.borrow().is_empty()
     }
 
-    /// Runs each task that is ready now, once. Those made ready meanwhile run in this call too, but none twice more
-    /// than there were at the start, so that a task that wakes itself cannot hold the loop.
+    /// Runs ready tasks, few at first: after a burst of completions the guest should see the first one, and the device
+    /// get the next request, before the last one is dealt with. As long as some are left over, each turn runs twice as
+    /// many as the one before, so that a long list costs few turns. A task that wakes itself cannot hold the loop.
     pub(super) fn run_ready(&self) -> bool {
-        let mut left = self.ready.borrow().len().saturating_mul(2);
-        let any = left > 0;
+        let limit = self.limit.get().max(1);
+        let mut left = limit;
         while left > 0 {
             let Some(header) = self.ready.borrow_mut().pop_front() else { break };
             self.run(&header);
             left -= 1;
         }
-        any
+        self.limit.set(if self.any_ready() { limit.saturating_mul(2) } else { 0 });
+        left < limit
     }
 
     fn run(&self, header: &Arc<TaskHeader>) {
