@@ -211,7 +211,7 @@ impl AioContext {
         } else if progress || this.tasks.any_ready() {
             this.polling.progress();
             this.uring.enter_nowait();
-        } else if this.polling.keep_polling(this.hot.borrow().is_empty(), this.uring.operations_in_flight()) {
+        } else if this.polling.keep_polling(this.hot.borrow().is_empty()) {
             this.uring.enter_nowait();
             std::hint::spin_loop();
         } else if self.ready_to_sleep() {

@@ -60,7 +60,7 @@ impl AdaptivePolling {
     }
 
     /// Whether to look again rather than sleep. Without a hot queue there is nothing to look at but completions.
-    pub(super) fn keep_polling(&self, no_queue: bool, _operations_in_flight: usize) -> bool {
+    pub(super) fn keep_polling(&self, no_queue: bool) -> bool {
         let spin_ns = self.spin_ns.get();
         if spin_ns == 0 || no_queue {
             return false;
