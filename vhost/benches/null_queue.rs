@@ -1,11 +1,11 @@
-//! One queue over null-co, in one process: a guest driver's side of the ring and our queue take turns on one thread.
-//! Under callgrind it counts what a request costs us, instruction for instruction; run plainly it prints nanoseconds as
-//! information. `--bare` runs the bare ring (pop, match, push, publish) that the whole is compared with.
+//! Queues over null-co, in one process: a guest driver's side of the rings and our queues take turns on one thread.
+//! Under callgrind it counts what a request costs us, instruction for instruction (`scripts/instructions`); run plainly
+//! it prints nanoseconds, as information. The first argument names a case, see [`CASES`].
 
 use std::fs::File;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blockport_block::aio::{AioContext, PollSettings};
 use blockport_block::options::Options;
@@ -13,83 +13,151 @@ use blockport_block::{BlockBackend, Graph, Permissions};
 use blockport_vhost::internals::{
     Chain, GuestMemory, MemoryRegion, Queue, RingFeatures, RingLayout, VirtQueue, start_for_bench,
 };
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
 
-const RING: u16 = 128;
-const DEPTH: u16 = 32;
-const ROUNDS: u32 = 2_000;
-const WARM_UP: u32 = 100;
+/// What is counted: a name, and how much of everything there is.
+struct Case {
+    name: &'static str,
+    /// Exports, each with a node and a BlockBackend of its own.
+    exports: u16,
+    /// Of these, how many have requests. The others have started rings.
+    busy: u16,
+    /// Queues of each export.
+    queues: u16,
+    /// Requests in a batch, on each queue.
+    depth: u16,
+    /// The node, as JSON without its name.
+    node: &'static str,
+}
+
+const NULL: &str = r#""driver": "null-co", "size": 1073741824"#;
+/// Filters without a rule or limit.
+const BLKDEBUG: &str = r#""driver": "blkdebug", "image": {"driver": "null-co", "size": 1073741824}"#;
+const RAW: &str = r#""driver": "raw", "file": {"driver": "null-co", "size": 1073741824}"#;
+
+const fn case(name: &'static str, queues: u16, depth: u16) -> Case {
+    Case { name, exports: 1, busy: 1, queues, depth, node: NULL }
+}
+
+/// The bare ring takes the place of queue, device and block layer.
+const BARE: Case = case("bare-ring", 1, 32);
+const CASES: &[Case] = &[
+    case("null-read", 1, 32),
+    case("null-read-1", 1, 1),
+    case("queues-1", 1, 256),
+    case("queues-8", 8, 32),
+    case("queues-64", 64, 4),
+    Case { exports: 200, busy: 200, ..case("exports-200", 1, 32) },
+    Case { exports: 200, busy: 1, ..case("exports-200-idle", 1, 32) },
+    Case { node: RAW, ..case("raw", 1, 32) },
+    Case { node: BLKDEBUG, ..case("blkdebug", 1, 32) },
+];
+
+/// Requests that are counted in a case, about. Callgrind is some fifty times slower than the machine.
+const REQUESTS: u32 = 64_000;
+/// Batches before that: workers and buffers are made in them. They are counted too, and told apart by nobody.
+const WARM_UP: u32 = 4;
 const GUEST: u64 = 0x10_0000;
 const USER: u64 = 0x7000_0000_0000;
-const MEMORY: u64 = 2 << 20;
+/// A queue serves a part of a large batch in a turn, and goes on in the next.
+const TURNS_MAX: u32 = 4;
+/// Where a queue's things are, from the start of its own part of the memory. The largest ring has 1024 entries.
 const DESC: u64 = 0;
 const AVAIL: u64 = 0x4000;
-const USED: u64 = 0x8000;
-const HEADERS: u64 = 0x1_0000;
-const DATA: u64 = 0x2_0000;
-const STATUS: u64 = 0x1_8000;
+const USED: u64 = 0x5000;
+const HEADERS: u64 = 0x8000;
+const STATUS: u64 = 0xa000;
+const DATA: u64 = 0xb000;
+/// All requests of a queue read into the same buffer: a null disk leaves it as it is.
+const PART: u64 = 0xc000;
 
-/// The guest driver: a view of the memory that both sides share.
+/// A guest driver of one queue: a view of the memory that both sides share.
 struct Driver {
     memory: Arc<GuestMemory>,
+    /// Where the queue's part of the memory begins.
+    part: u64,
+    ring_size: u16,
+    depth: u16,
     avail_idx: u16,
 }
 
 impl Driver {
+    fn new(memory: &Arc<GuestMemory>, index: u16, depth: u16) -> Self {
+        let part = u64::from(index) * PART;
+        let driver = Self { memory: memory.clone(), part, ring_size: ring_size(depth), depth, avail_idx: 0 };
+        driver.set_up();
+        driver
+    }
+
     fn put<T: vm_memory::ByteValued>(&self, at: u64, value: T) {
         use vm_memory::{Bytes, GuestAddress};
-        self.memory.vm_memory().write_obj(value, GuestAddress(GUEST + at)).expect("inside guest memory");
+        self.memory.vm_memory().write_obj(value, GuestAddress(GUEST + self.part + at)).expect("inside guest memory");
     }
 
     fn get<T: vm_memory::ByteValued>(&self, at: u64) -> T {
         use vm_memory::{Bytes, GuestAddress};
-        self.memory.vm_memory().read_obj(GuestAddress(GUEST + at)).expect("inside guest memory")
+        self.memory.vm_memory().read_obj(GuestAddress(GUEST + self.part + at)).expect("inside guest memory")
     }
 
-    /// DEPTH chains of header, data and status, which stay the same over all rounds.
+    /// Chains of header, data and status, which stay the same over all rounds.
     fn set_up(&self) {
-        for n in 0..u64::from(DEPTH) {
-            let parts = [(HEADERS + 16 * n, 16u32, 1u16), (DATA + 4096 * n, 4096, 3), (STATUS + n, 1, 2)];
+        for n in 0..u64::from(self.depth) {
+            let parts = [(HEADERS + 16 * n, 16u32, 1u16), (DATA, 4096, 3), (STATUS + n, 1, 2)];
             for (i, (at, len, flags)) in parts.into_iter().enumerate() {
                 let index = 3 * n + i as u64;
                 let entry = DESC + 16 * index;
-                self.put(entry, GUEST + at);
+                self.put(entry, GUEST + self.part + at);
                 self.put(entry + 8, len);
                 self.put(entry + 12, flags);
                 self.put(entry + 14, index as u16 + 1);
             }
-            self.put(HEADERS + 16 * n, 0u64);
+            self.put(HEADERS + 16 * n, VIRTIO_BLK_T_IN);
             self.put(HEADERS + 16 * n + 8, 8 * n);
         }
     }
 
     fn submit(&mut self) {
-        for n in 0..DEPTH {
-            let slot = u64::from(self.avail_idx.wrapping_add(n) % RING);
+        for n in 0..self.depth {
+            let slot = u64::from(self.avail_idx.wrapping_add(n) % self.ring_size);
             self.put(AVAIL + 4 + 2 * slot, 3 * n);
         }
-        self.avail_idx = self.avail_idx.wrapping_add(DEPTH);
+        self.avail_idx = self.avail_idx.wrapping_add(self.depth);
         self.put(AVAIL + 2, self.avail_idx);
     }
 
     fn all_done(&self) -> bool {
         self.get::<u16>(USED + 2) == self.avail_idx
     }
+
+    /// Our side of the same ring.
+    fn ring(&self) -> VirtQueue {
+        let layout = RingLayout {
+            size: self.ring_size,
+            desc: USER + self.part + DESC,
+            avail: USER + self.part + AVAIL,
+            used: USER + self.part + USED,
+            indirect_max: 128,
+        };
+        let features = RingFeatures { event_idx: true, indirect: true };
+        VirtQueue::new(self.memory.clone(), layout, features, 0).expect("a ring in guest memory")
+    }
 }
 
-fn guest_memory() -> Arc<GuestMemory> {
+/// Entries of a ring for so many requests of three descriptors.
+fn ring_size(depth: u16) -> u16 {
+    (3 * depth).next_power_of_two().max(128)
+}
+
+fn guest_memory(queues: u16) -> Arc<GuestMemory> {
     let path = std::env::temp_dir().join(format!("blockport-null-queue-{}", std::process::id()));
     let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a temporary file");
     std::fs::remove_file(&path).expect("just made");
-    file.set_len(MEMORY).expect("room");
-    let region = MemoryRegion::map(GUEST, USER, MEMORY, 0, file).expect("mapped");
+    let bytes = u64::from(queues) * PART;
+    file.set_len(bytes).expect("room");
+    let region = MemoryRegion::map(GUEST, USER, bytes, 0, file).expect("mapped");
     Arc::new(GuestMemory::new(vec![Arc::new(region)]).expect("one region"))
-}
-
-fn ring(memory: &Arc<GuestMemory>) -> VirtQueue {
-    let layout =
-        RingLayout { size: RING, desc: USER + DESC, avail: USER + AVAIL, used: USER + USED, indirect_max: 128 };
-    let features = RingFeatures { event_idx: true, indirect: true };
-    VirtQueue::new(memory.clone(), layout, features, 0).expect("a ring in guest memory")
 }
 
 /// What is measured: callgrind is told to collect only inside this function.
@@ -98,12 +166,21 @@ fn measured_turn(context: &AioContext) {
     context.turn();
 }
 
-/// The bare ring: what no device model can do without.
+/// The bare ring: what no device model can do without. Pop, match on the type of the request, push, publish.
 #[inline(never)]
 fn measured_bare(ring: &mut VirtQueue, chain: &mut Chain) {
     while ring.pop(chain).expect("a ring that does not lie") {
-        let written = match chain.iov.last() {
-            Some(last) if chain.iov.len() > chain.readable => last.len() as u32,
+        let written = match (chain.iov.as_slice(), chain.readable) {
+            ([header, data @ .., status], 1) => {
+                let kind = u32::from_le_bytes(header.read_array().expect("a header of 16 bytes"));
+                let (code, written) = match kind {
+                    VIRTIO_BLK_T_IN => (VIRTIO_BLK_S_OK, data.iter().map(|part| part.len() as u32).sum()),
+                    VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_FLUSH => (VIRTIO_BLK_S_OK, 0),
+                    _ => (VIRTIO_BLK_S_UNSUPP, 0),
+                };
+                status.write_byte(code as u8);
+                written + 1
+            }
             _ => 0,
         };
         ring.push(chain.head, written);
@@ -111,43 +188,64 @@ fn measured_bare(ring: &mut VirtQueue, chain: &mut Chain) {
     ring.publish();
 }
 
-fn queue(context: &AioContext, memory: &Arc<GuestMemory>) -> Rc<Queue> {
+/// Submits batches, has `serve` serve each, and prints how many requests that were and how long one took.
+fn run(drivers: &mut [Driver], mut serve: impl FnMut()) {
+    let batch: u32 = drivers.iter().map(|driver| u32::from(driver.depth)).sum();
+    let rounds = REQUESTS.div_ceil(batch) + WARM_UP;
+    let mut busy = Duration::ZERO;
+    for _ in 0..rounds {
+        drivers.iter_mut().for_each(Driver::submit);
+        for turn in 0.. {
+            assert!(turn < TURNS_MAX, "{batch} requests take more than {TURNS_MAX} turns");
+            let start = Instant::now();
+            serve();
+            busy += start.elapsed();
+            if drivers.iter().all(Driver::all_done) {
+                break;
+            }
+        }
+    }
+    let requests = rounds * batch;
+    println!("{requests} requests, {:.1} ns each", busy.as_nanos() as f64 / f64::from(requests));
+}
+
+fn run_bare(case: &Case) {
+    let memory = guest_memory(1);
+    let mut drivers = [Driver::new(&memory, 0, case.depth)];
+    let (mut ring, mut chain) = (drivers[0].ring(), Chain::default());
+    run(&mut drivers, || measured_bare(&mut ring, &mut chain));
+}
+
+fn run_queues(case: &Case) {
+    let context = AioContext::new(PollSettings { poll_max_ns: 1_000_000_000, ..PollSettings::default() })
+        .expect("io_uring works here");
     let graph = Graph::default();
-    let options = Options::parse_json(r#"{"driver": "null-co", "node-name": "n", "size": 1073741824}"#).expect("JSON");
-    let node = graph.blockdev_add(options).expect("null-co opens");
-    let backend = BlockBackend::with_root("bench", node, Permissions::device(true)).expect("nobody else uses it");
-    start_for_bench(context, &backend, ring(memory))
+    let memory = guest_memory(case.exports * case.queues);
+    let (mut drivers, mut queues) = (Vec::new(), Vec::<Rc<Queue>>::new());
+    for export in 0..case.exports {
+        let options = format!(r#"{{"node-name": "n{export}", {}}}"#, case.node);
+        let node = graph.blockdev_add(Options::parse_json(&options).expect("JSON")).expect("the node opens");
+        let backend = BlockBackend::with_root(&format!("bench-{export}"), node, Permissions::device(true));
+        let backend = backend.expect("nobody else uses it");
+        for queue in 0..case.queues {
+            let driver = Driver::new(&memory, export * case.queues + queue, case.depth);
+            queues.push(start_for_bench(&context, &backend, driver.ring()));
+            drivers.push(driver);
+        }
+    }
+    let busy = usize::from(case.busy * case.queues);
+    run(&mut drivers[..busy], || {
+        queues[..busy].iter().for_each(|queue| queue.look());
+        measured_turn(&context);
+    });
 }
 
 fn main() {
     // `cargo test --benches` and `cargo bench` pass flags of their own.
-    let bare = std::env::args().any(|arg| arg == "--bare");
-    let memory = guest_memory();
-    let mut driver = Driver { memory: memory.clone(), avail_idx: 0 };
-    driver.set_up();
-    let requests = f64::from(ROUNDS) * f64::from(DEPTH);
-    let mut busy = std::time::Duration::ZERO;
-    if bare {
-        let (mut ring, mut chain) = (ring(&memory), Chain::default());
-        for round in 0..ROUNDS + WARM_UP {
-            driver.submit();
-            let start = Instant::now();
-            measured_bare(&mut ring, &mut chain);
-            assert!(driver.all_done());
-            busy += if round < WARM_UP { Default::default() } else { start.elapsed() };
-        }
-    } else {
-        let context = AioContext::new(PollSettings { poll_max_ns: 1_000_000_000, ..PollSettings::default() })
-            .expect("io_uring works here");
-        let queue = queue(&context, &memory);
-        for round in 0..ROUNDS + WARM_UP {
-            driver.submit();
-            queue.look();
-            let start = Instant::now();
-            measured_turn(&context);
-            assert!(driver.all_done(), "one turn serves a batch");
-            busy += if round < WARM_UP { Default::default() } else { start.elapsed() };
-        }
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let asked = |case: &&Case| asked.is_empty() || asked.iter().any(|name| name == case.name);
+    for case in std::iter::once(&BARE).chain(CASES).filter(asked) {
+        print!("{:<18}", case.name);
+        if case.name == BARE.name { run_bare(case) } else { run_queues(case) }
     }
-    println!("{} requests, {:.1} ns each", ROUNDS * u32::from(DEPTH), busy.as_nanos() as f64 / requests);
 }
