@@ -3,24 +3,22 @@
 //!
 //! The control thread owns [`BlockBackend`]; each iothread has a [`BackendChannel`], through which requests go.
 
-use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::pin::Pin;
+mod channel;
+
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 
-use crate::accounting::{Accounting, RequestKind, Statistics};
+use crate::accounting::{Accounting, Statistics};
 use crate::aio::{AioContext, AioRemote, Answer, reserve_locals};
-use crate::child::{Child, ChildChannel};
+use crate::child::Child;
 use crate::dev_ops::BlockDevOps;
-use crate::driver::{BlockFuture, WriteFlags};
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
-use crate::iovec::{self, IoVec};
 use crate::limits::BlockLimits;
 use crate::node::{Node, SECTOR};
 use crate::permissions::Permissions;
+
+pub use channel::{BackendChannel, Completed, Request, Submitted};
 
 /// The drive as its device model and its user see it.
 pub struct BlockBackend {
@@ -181,7 +179,7 @@ impl BlockBackend {
         for remote in self.remotes() {
             remote.call(move |context, answer| {
                 if let Some(channel) = context.local::<BackendChannel>(number) {
-                    channel.write_cache.set(on);
+                    channel.set_write_cache(on);
                 }
                 answer.give(());
             });
@@ -223,7 +221,7 @@ impl BlockBackend {
         for remote in self.remotes() {
             remote.post(move |context| {
                 if let Some(channel) = context.local::<BackendChannel>(number) {
-                    channel.quiesced.set(true);
+                    channel.quiesce();
                 }
             });
         }
@@ -299,16 +297,8 @@ impl BlockBackend {
                 accounting
             }
         };
-        let channel = Rc::new(BackendChannel {
-            root: RefCell::new(root),
-            in_flight: Cell::new(0),
-            quiesced: Cell::new(self.is_quiesced.load(Ordering::Acquire)),
-            parked: RefCell::default(),
-            idle: RefCell::default(),
-            accounting,
-            write_cache: Cell::new(self.write_cache()),
-            context: context.clone(),
-        });
+        let quiesced = self.is_quiesced.load(Ordering::Acquire);
+        let channel = BackendChannel::new(context, root, accounting, quiesced, self.write_cache());
         let weak: std::rc::Weak<BackendChannel> = Rc::downgrade(&channel);
         context.set_local(self.number, weak);
         Ok(channel)
@@ -327,7 +317,7 @@ impl BlockBackend {
             let rebuilt = remote.call(move |context, answer: Answer<OpenResult>| {
                 let Some(channel) = context.local::<BackendChannel>(number) else { return answer.give(Ok(())) };
                 answer.give(root.map(|child| child.channel(context)).transpose().map(|root| {
-                    channel.root.replace(root);
+                    channel.set_root(root);
                 }));
             });
             rebuilt.unwrap_or(Ok(()))?;
@@ -346,205 +336,4 @@ fn wait_idle(context: &AioContext, number: u64, answer: Answer<()>) {
         channel.idle().await;
         answer.give(());
     });
-}
-
-/// A BlockBackend's half on one iothread: where requests start.
-pub struct BackendChannel {
-    root: RefCell<Option<Rc<ChildChannel>>>,
-    in_flight: Cell<u64>,
-    quiesced: Cell<bool>,
-    parked: RefCell<Vec<Waker>>,
-    idle: RefCell<Vec<Waker>>,
-    accounting: Arc<Accounting>,
-    /// The backend's, copied here so that a write reads no line that others share.
-    write_cache: Cell<bool>,
-    context: AioContext,
-}
-
-impl BackendChannel {
-    /// The iothread's context.
-    pub fn context(&self) -> &AioContext {
-        &self.context
-    }
-
-    /// Reads `iov`'s length in bytes from `offset`.
-    #[inline]
-    pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
-        let bytes = iovec::total_len(iov);
-        self.start(RequestKind::Read, bytes, iov, move |root, iov, _| root.preadv(offset, iov))
-    }
-
-    /// Writes `iov`'s length in bytes at `offset`; stable when it completes if the write cache is off.
-    #[inline]
-    pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
-        let bytes = iovec::total_len(iov);
-        self.start(RequestKind::Write, bytes, iov, move |root, iov, fua| {
-            root.pwritev(offset, iov, WriteFlags { fua, ..WriteFlags::default() })
-        })
-    }
-
-    /// Everything that completed before this is stable when it completes.
-    pub fn flush(self: &Rc<Self>) -> Submitted {
-        self.start(RequestKind::Flush, 0, &[], |root, _, _| root.flush())
-    }
-
-    /// Tells that the content of a range no longer matters.
-    pub fn pdiscard(self: &Rc<Self>, offset: u64, bytes: u64) -> Submitted {
-        self.start(RequestKind::Discard, bytes, &[], move |root, _, _| root.pdiscard(offset, bytes))
-    }
-
-    /// Makes a range read as zeroes; `may_unmap`: the space may be given back.
-    pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Submitted {
-        self.start(RequestKind::WriteZeroes, bytes, &[], move |root, _, fua| {
-            root.pwrite_zeroes(offset, bytes, WriteFlags { fua, may_unmap, no_fallback: false })
-        })
-    }
-
-    /// Counts a request that was refused before it got here.
-    pub fn account_invalid(&self, kind: RequestKind) {
-        self.accounting.invalid(kind);
-    }
-
-    /// The one way in: parked while quiesced, else to the root, counted from here to its completion. What is complete
-    /// at once was never in flight.
-    #[inline]
-    fn start(
-        self: &Rc<Self>,
-        kind: RequestKind,
-        bytes: u64,
-        iov: &[IoVec],
-        go: impl FnOnce(&Rc<ChildChannel>, &[IoVec], bool) -> BlockFuture + 'static,
-    ) -> Submitted {
-        if self.quiesced.get() {
-            let iov = iov.to_vec();
-            let parked: Parked = Box::new(move |root, fua| go(root, &iov, fua));
-            return self.pending(kind, bytes, State::Parked(Some(parked)));
-        }
-        let future = match &*self.root.borrow() {
-            Some(root) => go(root, iov, !self.write_cache.get()),
-            None => BlockFuture::ready(Err(BlockError::NoMedium)),
-        };
-        match future.try_ready() {
-            Ok(result) => {
-                self.accounting.done(kind, bytes, result.is_ok());
-                Submitted::Done(result)
-            }
-            Err(future) => {
-                self.in_flight.set(self.in_flight.get() + 1);
-                self.pending(kind, bytes, State::Running(future))
-            }
-        }
-    }
-
-    fn pending(self: &Rc<Self>, kind: RequestKind, bytes: u64, state: State) -> Submitted {
-        Submitted::Pending(Request { channel: self.clone(), kind, bytes, state })
-    }
-
-    fn finished(&self) {
-        self.in_flight.set(self.in_flight.get() - 1);
-        if self.in_flight.get() == 0 {
-            self.idle.take().into_iter().for_each(Waker::wake);
-        }
-    }
-
-    fn resume(&self) {
-        self.quiesced.set(false);
-        self.parked.take().into_iter().for_each(Waker::wake);
-    }
-
-    /// Waits until nothing is in flight.
-    async fn idle(&self) {
-        std::future::poll_fn(|cx| {
-            if self.in_flight.get() == 0 {
-                return Poll::Ready(());
-            }
-            self.idle.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
-/// What is left of a request to be done: at the root, and whether it must be stable before it completes.
-type Parked = Box<dyn FnOnce(&Rc<ChildChannel>, bool) -> BlockFuture>;
-
-/// What became of a request at once. Await it where the fast path does not matter.
-pub enum Submitted {
-    /// It is complete and accounted.
-    Done(BlockResult),
-    /// It goes on.
-    Pending(Request),
-}
-
-impl IntoFuture for Submitted {
-    type Output = BlockResult;
-    type IntoFuture = Completed;
-
-    fn into_future(self) -> Completed {
-        Completed(self)
-    }
-}
-
-/// The future of a [`Submitted`] request.
-pub struct Completed(Submitted);
-
-impl Future for Completed {
-    type Output = BlockResult;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BlockResult> {
-        match &mut self.0 {
-            Submitted::Done(result) => Poll::Ready(*result),
-            Submitted::Pending(request) => Pin::new(request).poll(cx),
-        }
-    }
-}
-
-/// A request under way at a backend. It must be polled to its end.
-pub struct Request {
-    channel: Rc<BackendChannel>,
-    kind: RequestKind,
-    bytes: u64,
-    state: State,
-}
-
-enum State {
-    /// It has ended; the answer has been given.
-    Done,
-    /// Waits for the end of a drain, not counted in flight.
-    Parked(Option<Parked>),
-    /// In flight.
-    Running(BlockFuture),
-}
-
-impl Future for Request {
-    type Output = BlockResult;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BlockResult> {
-        let this = &mut *self;
-        loop {
-            match &mut this.state {
-                State::Done => panic!("a request was polled after its end"),
-                State::Parked(parked) => {
-                    if this.channel.quiesced.get() {
-                        this.channel.parked.borrow_mut().push(cx.waker().clone());
-                        return Poll::Pending;
-                    }
-                    // The range is checked now, with the size and the write cache of this moment.
-                    let future = match (&*this.channel.root.borrow(), parked.take()) {
-                        (Some(root), Some(parked)) => parked(root, !this.channel.write_cache.get()),
-                        _ => BlockFuture::ready(Err(BlockError::NoMedium)),
-                    };
-                    this.channel.in_flight.set(this.channel.in_flight.get() + 1);
-                    this.state = State::Running(future);
-                }
-                State::Running(future) => {
-                    let result = std::task::ready!(Pin::new(future).poll(cx));
-                    this.channel.accounting.done(this.kind, this.bytes, result.is_ok());
-                    this.state = State::Done;
-                    this.channel.finished();
-                    return Poll::Ready(result);
-                }
-            }
-        }
-    }
 }

@@ -27,8 +27,7 @@ const UNSAFE: &[(&str, &str)] = &[
 const LINES_MAX: usize = 500;
 
 /// The files that are longer, and how long they may be: a number that is only ever lowered.
-const LONGER: &[(&str, usize)] =
-    &[("block/aio/uring.rs", 510), ("block/backend.rs", 560), ("tests/rings.rs", 520), ("vhost/session.rs", 620)];
+const LONGER: &[(&str, usize)] = &[("block/aio/uring.rs", 510), ("tests/rings.rs", 520), ("vhost/session.rs", 620)];
 
 /// What may stand at the top of the project.
 const TOP_LEVEL: &[&str] = &[
