@@ -39,11 +39,13 @@ struct Counters {
 }
 
 /// Adds without a locked instruction: there is one writer.
+#[inline]
 fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
 }
 
 impl Accounting {
+    #[inline]
     pub(crate) fn done(&self, kind: RequestKind, bytes: u64, ok: bool) {
         let counters = &self.0[kind as usize];
         if ok {

@@ -137,6 +137,7 @@ impl ChildChannel {
     }
 
     /// Reads `iov`'s length in bytes from `offset`.
+    #[inline]
     pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> BlockFuture {
         let bytes = iovec::total_len(iov);
         if let Err(error) = self.check_range(offset, bytes, false) {
@@ -148,11 +149,16 @@ impl ChildChannel {
         if self.fits(offset, bytes, iov) {
             return self.channel.preadv(offset, iov);
         }
+        self.read_shaped(offset, iov)
+    }
+
+    fn read_shaped(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> BlockFuture {
         let (this, iov) = (self.clone(), iov.to_vec());
         BlockFuture::boxed(async move { shaping::read(&this, offset, &iov).await })
     }
 
     /// Writes `iov`'s length in bytes at `offset`.
+    #[inline]
     pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec], flags: WriteFlags) -> BlockFuture {
         let bytes = iovec::total_len(iov);
         if let Err(error) = self.check_write(offset, bytes) {
@@ -172,6 +178,10 @@ impl ChildChannel {
         if !self.tracked && self.fits(offset, bytes, iov) {
             return self.channel.pwritev(offset, iov, flags);
         }
+        self.write_shaped(offset, iov, flags)
+    }
+
+    fn write_shaped(self: &Rc<Self>, offset: u64, iov: &[IoVec], flags: WriteFlags) -> BlockFuture {
         let (this, iov) = (self.clone(), iov.to_vec());
         BlockFuture::boxed(async move { shaping::write(&this, offset, &iov, flags).await })
     }
@@ -216,6 +226,7 @@ impl ChildChannel {
         self.channel.block_status(offset, bytes)
     }
 
+    #[inline]
     fn check_write(&self, offset: u64, bytes: u64) -> BlockResult {
         if self.read_only {
             return Err(BlockError::ReadOnly);
@@ -223,6 +234,7 @@ impl ChildChannel {
         self.check_range(offset, bytes, self.may_grow)
     }
 
+    #[inline]
     fn check_range(&self, offset: u64, bytes: u64, may_grow: bool) -> BlockResult {
         // A channel may outlive the activation it was made under.
         if !self.node.is_active() {
@@ -235,6 +247,7 @@ impl ChildChannel {
     }
 
     /// Whether the driver can take the request as it is.
+    #[inline]
     fn fits(&self, offset: u64, bytes: u64, iov: &[IoVec]) -> bool {
         let limits = &self.limits;
         let align = u64::from(limits.request_alignment) - 1;

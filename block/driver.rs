@@ -138,6 +138,7 @@ enum State {
 
 impl BlockFuture {
     /// The request is done.
+    #[inline]
     pub fn ready(result: BlockResult) -> Self {
         Self(State::Ready(result))
     }
@@ -153,11 +154,14 @@ impl BlockFuture {
     }
 
     /// The answer, where it is there already, without a poll; else the future itself.
+    #[inline]
     pub fn try_ready(self) -> Result<BlockResult, Self> {
-        match self.0 {
-            State::Ready(result) => Ok(result),
-            state => Err(Self(state)),
+        if let State::Ready(result) = self.0 {
+            // There is nothing to drop, which the compiler does not see.
+            std::mem::forget(self);
+            return Ok(result);
         }
+        Err(self)
     }
 }
 

@@ -46,14 +46,20 @@ impl IoVec {
         (self.base() as usize | self.len()) & (align - 1) == 0
     }
 
-    /// The first `N` bytes; `None` if there are fewer.
+    /// The first 16 bytes as two little-endian numbers, each read once; `None` if there are fewer.
     #[inline]
-    pub fn read_array<const N: usize>(&self) -> Option<[u8; N]> {
-        if self.len() < N {
+    pub fn read_two_le64(&self) -> Option<[u64; 2]> {
+        /// Two numbers at any address.
+        #[derive(Clone, Copy)]
+        #[repr(C, packed)]
+        struct Two(u64, u64);
+        if self.len() < size_of::<Two>() {
             return None;
         }
-        // SAFETY: valid for reads of at least N bytes by the promise of `IoVec::new`; any bytes are an array of bytes.
-        Some(unsafe { self.base().cast::<[u8; N]>().read_volatile() })
+        // SAFETY: valid for reads of at least 16 bytes by the promise of `IoVec::new`; a packed struct has no alignment,
+        // and any bytes are numbers.
+        let two = unsafe { self.base().cast::<Two>().read_volatile() };
+        Some([u64::from_le(two.0), u64::from_le(two.1)])
     }
 
     /// Writes the first byte; nothing if there is none.
@@ -63,6 +69,14 @@ impl IoVec {
             // SAFETY: valid for writes of at least one byte by the promise of `IoVec::new`.
             unsafe { self.base().write_volatile(byte) };
         }
+    }
+
+    /// Cuts the last byte off and returns it; `None` if there is none.
+    #[inline]
+    pub fn split_last_byte(&mut self) -> Option<Self> {
+        let rest = self.len().checked_sub(1)?;
+        self.0.iov_len = rest;
+        Some(Self(libc::iovec { iov_base: self.base().wrapping_add(rest).cast(), iov_len: 1 }))
     }
 
     /// `len` bytes from `start`, both cut to what there is.
@@ -77,8 +91,13 @@ impl IoVec {
 }
 
 /// The sum of the lengths, in bytes; saturates.
+#[inline]
 pub fn total_len(iov: &[IoVec]) -> u64 {
-    iov.iter().fold(0u64, |sum, v| sum.saturating_add(v.len() as u64))
+    // Most requests have one buffer.
+    match iov {
+        [one] => one.len() as u64,
+        _ => iov.iter().fold(0u64, |sum, v| sum.saturating_add(v.len() as u64)),
+    }
 }
 
 /// The pieces that hold the `len` bytes from `skip` on; fewer bytes when there are not as many.

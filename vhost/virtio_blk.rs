@@ -47,26 +47,6 @@ pub(crate) enum Started {
     Pending(Pending),
 }
 
-/// What became of a request at once.
-enum Outcome {
-    /// Complete in the block layer.
-    Done(BlockResult),
-    /// Complete without it, with this status.
-    Status(u32),
-    /// In the block layer.
-    Work(Work),
-}
-
-impl From<Submitted> for Outcome {
-    #[inline]
-    fn from(submitted: Submitted) -> Self {
-        match submitted {
-            Submitted::Done(result) => Self::Done(result),
-            Submitted::Pending(request) => Self::Work(Work::One(request)),
-        }
-    }
-}
-
 /// What runs in the block layer.
 enum Work {
     One(Request),
@@ -143,34 +123,61 @@ pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<Backen
         return answered(finish(status, Room { bytes: in_bytes, is_filled: false }, VIRTIO_BLK_S_IOERR));
     };
     let data_out = &data_out[from..];
-    let kind = u32::from_le_bytes(std::array::from_fn(|i| header[i]));
-    let sector = u64::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
+    // §5.2.6: le32 type, le32 reserved, le64 sector.
+    let (kind, sector) = (header[0] as u32, header[1]);
     let room = Room { bytes: in_bytes, is_filled: kind == VIRTIO_BLK_T_IN };
 
-    let outcome = match kind {
+    // What the block layer is asked once; all else is answered in its arm.
+    let submitted = match kind {
         VIRTIO_BLK_T_IN => match device.range(sector, iovec::total_len(data_in)) {
-            Some(offset) => channel.preadv(offset, data_in).into(),
-            None => refuse(RequestKind::Read, channel),
+            Some(offset) => channel.preadv(offset, data_in),
+            None => return refuse(RequestKind::Read, channel, status, room),
         },
         VIRTIO_BLK_T_OUT => match device.range(sector, iovec::total_len(data_out)) {
-            Some(offset) if device.writable => channel.pwritev(offset, data_out).into(),
-            _ => refuse(RequestKind::Write, channel),
+            Some(offset) if device.writable => channel.pwritev(offset, data_out),
+            _ => return refuse(RequestKind::Write, channel, status, room),
         },
-        VIRTIO_BLK_T_FLUSH => channel.flush().into(),
+        VIRTIO_BLK_T_FLUSH => channel.flush(),
         VIRTIO_BLK_T_GET_ID => {
             // §5.2.6: no terminator when the serial is as long as the field. A shorter buffer gets what fits.
             let copied = iovec::fill_from(data_in, &device.serial) as u32;
             status.write_byte(VIRTIO_BLK_S_OK as u8);
             return answered(copied + u32::from(copied == in_bytes));
         }
-        VIRTIO_BLK_T_DISCARD if device.can_discard => device.discard(data_out, channel),
-        VIRTIO_BLK_T_WRITE_ZEROES => device.write_zeroes(data_out, channel),
-        _ => Outcome::Status(VIRTIO_BLK_S_UNSUPP),
+        VIRTIO_BLK_T_DISCARD if device.can_discard => {
+            let several = device.discard(data_out, channel);
+            return start_several(several, RequestKind::Discard, chain, channel, status, room);
+        }
+        VIRTIO_BLK_T_WRITE_ZEROES => {
+            let several = device.write_zeroes(data_out, channel);
+            return start_several(several, RequestKind::WriteZeroes, chain, channel, status, room);
+        }
+        _ => return answered(finish(status, room, VIRTIO_BLK_S_UNSUPP)),
     };
-    match outcome {
-        Outcome::Done(result) => Started::Done { written: finish(status, room, status_of(result)), result },
-        Outcome::Status(code) => answered(finish(status, room, code)),
-        Outcome::Work(work) => Started::Pending(Pending { chain: Some(std::mem::take(chain)), status, room, work }),
+    match submitted {
+        Submitted::Done(result) => Started::Done { written: finish(status, room, status_of(result)), result },
+        Submitted::Pending(request) => {
+            Started::Pending(Pending { chain: Some(std::mem::take(chain)), status, room, work: Work::One(request) })
+        }
+    }
+}
+
+/// A request of several segments, or why it is none.
+fn start_several(
+    several: Result<BoxFuture<BlockResult>, Refusal>,
+    kind: RequestKind,
+    chain: &mut Chain,
+    channel: &BackendChannel,
+    status: IoVec,
+    room: Room,
+) -> Started {
+    match several {
+        Ok(future) => {
+            let chain = Some(std::mem::take(chain));
+            Started::Pending(Pending { chain, status, room, work: Work::Several(future) })
+        }
+        Err(Refusal::IoError) => refuse(kind, channel, status, room),
+        Err(Refusal::Unsupported) => answered(finish(status, room, VIRTIO_BLK_S_UNSUPP)),
     }
 }
 
@@ -181,9 +188,10 @@ fn answered(written: u32) -> Started {
 }
 
 /// A request that is refused before it reaches the block layer.
-fn refuse(kind: RequestKind, channel: &BackendChannel) -> Outcome {
+#[cold]
+fn refuse(kind: RequestKind, channel: &BackendChannel, status: IoVec, room: Room) -> Started {
     channel.account_invalid(kind);
-    Outcome::Status(VIRTIO_BLK_S_IOERR)
+    answered(finish(status, room, VIRTIO_BLK_S_IOERR))
 }
 
 /// Cuts the status byte off: the last writable byte (§5.2.6; any framing is legal, §2.7.4).
@@ -193,11 +201,9 @@ fn take_status(chain: &mut Chain) -> Option<IoVec> {
         return None;
     }
     let last = chain.iov.last_mut()?;
-    let data = last.len() - 1;
-    let status = last.part(data, 1);
-    match data {
-        0 => drop(chain.iov.pop()),
-        _ => *last = last.part(0, data),
+    let status = last.split_last_byte()?;
+    if last.is_empty() {
+        chain.iov.pop();
     }
     Some(status)
 }
@@ -205,21 +211,24 @@ fn take_status(chain: &mut Chain) -> Option<IoVec> {
 /// Cuts the header off the readable bytes. Returns it with the number of the first buffer that holds data; `None` when
 /// there are fewer bytes than a header has.
 #[inline]
-fn take_header(readable: &mut [IoVec]) -> Option<([u8; HEADER_BYTES], usize)> {
+fn take_header(readable: &mut [IoVec]) -> Option<([u64; 2], usize)> {
     if let [first, ..] = readable
         && first.len() == HEADER_BYTES
     {
-        return first.read_array().map(|header| (header, 1));
+        return first.read_two_le64().map(|header| (header, 1));
     }
     take_split_header(readable)
 }
 
 /// The same for a header that shares its buffer with data, or lies in several.
-fn take_split_header(readable: &mut [IoVec]) -> Option<([u8; HEADER_BYTES], usize)> {
-    let mut header = [0; HEADER_BYTES];
-    if iovec::copy_to(readable, &mut header) < HEADER_BYTES {
+#[cold]
+fn take_split_header(readable: &mut [IoVec]) -> Option<([u64; 2], usize)> {
+    let mut bytes = [0; HEADER_BYTES];
+    if iovec::copy_to(readable, &mut bytes) < HEADER_BYTES {
         return None;
     }
+    let (numbers, _) = bytes.as_chunks::<8>();
+    let header = [u64::from_le_bytes(numbers[0]), u64::from_le_bytes(numbers[1])];
     let mut left = HEADER_BYTES;
     for (index, buffer) in readable.iter_mut().enumerate() {
         if left < buffer.len() {
@@ -240,15 +249,6 @@ enum Refusal {
     Unsupported,
 }
 
-impl Refusal {
-    fn outcome(self, kind: RequestKind, channel: &BackendChannel) -> Outcome {
-        match self {
-            Self::IoError => refuse(kind, channel),
-            Self::Unsupported => Outcome::Status(VIRTIO_BLK_S_UNSUPP),
-        }
-    }
-}
-
 /// A checked segment of a discard or write-zeroes.
 struct Segment {
     offset: u64,
@@ -266,35 +266,29 @@ impl DeviceModel {
         ((offset | bytes) & mask == 0 && offset.checked_add(bytes).is_some()).then_some(offset)
     }
 
-    fn discard(&self, payload: &[IoVec], channel: &Rc<BackendChannel>) -> Outcome {
-        let segments = match self.segments(payload, self.ranges.discard_sectors_max) {
-            Ok(segments) if segments.iter().any(|segment| segment.unmap) => {
-                return Outcome::Status(VIRTIO_BLK_S_UNSUPP);
-            }
-            Ok(segments) => segments,
-            Err(refusal) => return refusal.outcome(RequestKind::Discard, channel),
-        };
+    fn discard(&self, payload: &[IoVec], channel: &Rc<BackendChannel>) -> Result<BoxFuture<BlockResult>, Refusal> {
+        let segments = self.segments(payload, self.ranges.discard_sectors_max)?;
+        if segments.iter().any(|segment| segment.unmap) {
+            return Err(Refusal::Unsupported);
+        }
         let channel = channel.clone();
-        Outcome::Work(Work::Several(Box::pin(async move {
+        Ok(Box::pin(async move {
             for segment in segments {
                 channel.pdiscard(segment.offset, segment.bytes).await?;
             }
             Ok(())
-        })))
+        }))
     }
 
-    fn write_zeroes(&self, payload: &[IoVec], channel: &Rc<BackendChannel>) -> Outcome {
-        let segments = match self.segments(payload, self.ranges.zeroes_sectors_max) {
-            Ok(segments) => segments,
-            Err(refusal) => return refusal.outcome(RequestKind::WriteZeroes, channel),
-        };
+    fn write_zeroes(&self, payload: &[IoVec], channel: &Rc<BackendChannel>) -> Result<BoxFuture<BlockResult>, Refusal> {
+        let segments = self.segments(payload, self.ranges.zeroes_sectors_max)?;
         let channel = channel.clone();
-        Outcome::Work(Work::Several(Box::pin(async move {
+        Ok(Box::pin(async move {
             for segment in segments {
                 channel.pwrite_zeroes(segment.offset, segment.bytes, segment.unmap).await?;
             }
             Ok(())
-        })))
+        }))
     }
 
     /// Reads and checks the segments of a discard or write-zeroes (§5.2.6.2), all before any takes effect.

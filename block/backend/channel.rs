@@ -93,7 +93,7 @@ impl BackendChannel {
 
     /// The one way in: parked while quiesced, else to the root, counted from here to its completion. What is complete
     /// at once was never in flight.
-    #[inline]
+    #[inline(always)]
     fn start(
         self: &Rc<Self>,
         kind: RequestKind,

@@ -88,10 +88,19 @@ struct NullChannel {
 }
 
 impl NullChannel {
+    #[inline(never)]
+    fn answer_zeroes(&self, iov: &[IoVec]) -> BlockFuture {
+        iovec::fill(iov, 0);
+        self.answer()
+    }
+
+    #[inline]
     fn answer(&self) -> BlockFuture {
-        if self.latency.is_zero() {
-            return BlockFuture::ready(Ok(()));
-        }
+        if self.latency.is_zero() { BlockFuture::ready(Ok(())) } else { self.answer_late() }
+    }
+
+    #[cold]
+    fn answer_late(&self) -> BlockFuture {
         let sleep = self.context.sleep(self.latency);
         BlockFuture::boxed(async move {
             sleep.await;
@@ -102,10 +111,7 @@ impl NullChannel {
 
 impl IoChannel for NullChannel {
     fn preadv(&self, _: u64, iov: &[IoVec]) -> BlockFuture {
-        if self.read_zeroes {
-            iovec::fill(iov, 0);
-        }
-        self.answer()
+        if self.read_zeroes { self.answer_zeroes(iov) } else { self.answer() }
     }
 
     fn pwritev(&self, _: u64, _: &[IoVec], _: WriteFlags) -> BlockFuture {

@@ -172,8 +172,8 @@ fn measured_bare(ring: &mut VirtQueue, chain: &mut Chain) {
     while ring.pop(chain).expect("a ring that does not lie") {
         let written = match (chain.iov.as_slice(), chain.readable) {
             ([header, data @ .., status], 1) => {
-                let kind = u32::from_le_bytes(header.read_array().expect("a header of 16 bytes"));
-                let (code, written) = match kind {
+                let [kind, _sector] = header.read_two_le64().expect("a header of 16 bytes");
+                let (code, written) = match kind as u32 {
                     VIRTIO_BLK_T_IN => (VIRTIO_BLK_S_OK, data.iter().map(|part| part.len() as u32).sum()),
                     VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_FLUSH => (VIRTIO_BLK_S_OK, 0),
                     _ => (VIRTIO_BLK_S_UNSUPP, 0),
