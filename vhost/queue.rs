@@ -458,9 +458,14 @@ impl TurnEnd for Queue {
     }
 }
 
-/// A writable queue with the default settings and no descriptors, for benches.
+/// A writable queue with the default settings that calls nobody, for benches.
 #[doc(hidden)]
-pub fn start_for_bench(context: &AioContext, backend: &Arc<BlockBackend>, ring: VirtQueue) -> Rc<Queue> {
+pub fn start_for_bench(
+    context: &AioContext,
+    backend: &Arc<BlockBackend>,
+    ring: VirtQueue,
+    kick: Arc<OwnedFd>,
+) -> Rc<Queue> {
     let block_size = 512;
     let device = DeviceModel {
         serial: [0; 20],
@@ -473,7 +478,7 @@ pub fn start_for_bench(context: &AioContext, backend: &Arc<BlockBackend>, ring: 
         name: "bench".to_owned(),
         ring,
         device: Arc::new(device),
-        kick: None,
+        kick: Some(kick),
         notifiers: Notifiers::default(),
         enabled: true,
     };
