@@ -17,8 +17,8 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,15 @@ pub fn reserve_locals(count: u64) -> u64 {
     NEXT.fetch_add(count, Ordering::Relaxed)
 }
 
+/// What [`nanoseconds`] counts from: its first call.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The monotonic clock as one number, the same for all threads; never 0.
+pub fn nanoseconds() -> u64 {
+    // A u64 holds centuries of nanoseconds.
+    u64::try_from(EPOCH.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+}
+
 /// The event loop of one thread. Cloning it gives another handle on the same loop.
 #[derive(Clone)]
 pub struct AioContext(Rc<Inner>);
@@ -62,6 +71,8 @@ struct Inner {
     turn_end: RefCell<Vec<Rc<dyn TurnEnd>>>,
     /// Objects of this thread that messages from other threads find by number.
     locals: RefCell<HashMap<u64, Weak<dyn Any>>>,
+    /// The time of this turn, once somebody has asked for it; else 0.
+    turn_nanoseconds: Cell<u64>,
     stopping: Cell<bool>,
 }
 
@@ -83,6 +94,7 @@ impl AioContext {
             hot: RefCell::default(),
             turn_end: RefCell::default(),
             locals: RefCell::default(),
+            turn_nanoseconds: Cell::new(0),
             stopping: Cell::new(false),
         }));
         task::set_current(&context);
@@ -135,6 +147,26 @@ impl AioContext {
     /// Completes after `duration`.
     pub fn sleep(&self, duration: Duration) -> Sleep {
         Sleep::new(self.clone(), Instant::now() + duration)
+    }
+
+    /// Completes at that moment of [`nanoseconds`].
+    pub fn sleep_until(&self, moment: u64) -> Sleep {
+        Sleep::new(self.clone(), *EPOCH + Duration::from_nanos(moment))
+    }
+
+    /// What [`nanoseconds`] was at some moment of this turn: the clock is read once a turn, however often this is asked.
+    #[inline]
+    pub fn turn_nanoseconds(&self) -> u64 {
+        match self.0.turn_nanoseconds.get() {
+            0 => self.read_turn_nanoseconds(),
+            time => time,
+        }
+    }
+
+    #[cold]
+    fn read_turn_nanoseconds(&self) -> u64 {
+        self.0.turn_nanoseconds.set(nanoseconds());
+        self.0.turn_nanoseconds.get()
     }
 
     /// Adds a queue to those looked at in each turn until the loop sleeps. Adding one twice does nothing.
@@ -199,6 +231,7 @@ impl AioContext {
     /// One turn of the loop: what [`AioContext::run`] repeats.
     pub fn turn(&self) {
         let this = &*self.0;
+        this.turn_nanoseconds.set(0);
         let mut progress = this.uring.reap();
         progress |= self.run_mailbox();
         progress |= this.timers.fire();
