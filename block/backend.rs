@@ -15,7 +15,7 @@ use crate::child::Child;
 use crate::dev_ops::BlockDevOps;
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
 use crate::limits::BlockLimits;
-use crate::node::{Node, SECTOR};
+use crate::node::{Hurry, Node, SECTOR};
 use crate::permissions::Permissions;
 
 pub use channel::{BackendChannel, Completed, Request, Submitted};
@@ -31,6 +31,8 @@ pub struct BlockBackend {
     /// The unit of the device's requests, in bytes.
     block_size: AtomicU32,
     quiesced: Mutex<u32>,
+    /// While it is above 0.
+    hurry: Mutex<Option<Hurry>>,
     /// Whether that is above 0, for channels that are made meanwhile.
     is_quiesced: AtomicBool,
     channels: Mutex<Vec<ChannelHandle>>,
@@ -53,6 +55,7 @@ impl BlockBackend {
             write_cache: AtomicBool::new(true),
             block_size: AtomicU32::new(SECTOR as u32),
             quiesced: Mutex::default(),
+            hurry: Mutex::default(),
             is_quiesced: AtomicBool::new(false),
             channels: Mutex::default(),
         })
@@ -225,6 +228,7 @@ impl BlockBackend {
                 }
             });
         }
+        *lock(&self.hurry) = self.hurry();
         for remote in self.remotes() {
             remote.call(move |context, answer| wait_idle(context, number, answer));
         }
@@ -240,6 +244,7 @@ impl BlockBackend {
         if *quiesced > 0 {
             return;
         }
+        lock(&self.hurry).take();
         self.is_quiesced.store(false, Ordering::Release);
         let number = self.number;
         for remote in self.remotes() {
@@ -252,6 +257,12 @@ impl BlockBackend {
         if let Some(device) = self.device() {
             device.drained_end();
         }
+    }
+
+    /// Until what this returns is dropped, no limit holds requests of the medium back, those that wait included: for
+    /// whoever waits for requests to end, such as a ring's stop. Not on an iothread.
+    pub fn hurry(&self) -> Option<Hurry> {
+        self.root().map(Node::hurry)
     }
 
     /// Makes everything written so far stable, whether or not a queue is started. Not on an iothread.

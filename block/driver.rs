@@ -87,6 +87,13 @@ pub trait BlockDriver: Send + Sync {
     /// Something could not be written back; the node stays active.
     fn inactivate(&self) -> OpenResult;
 
+    /// Somebody waits for all requests of the node to end: what is held back goes at once, and nothing is held back
+    /// until `drained_end`. Nests; a node's own before its children's. Any thread but an iothread.
+    fn drained_begin(&self);
+
+    /// Ends one `drained_begin`.
+    fn drained_end(&self);
+
     /// Makes the driver's half on one AioContext, whose thread calls this.
     ///
     /// # Errors

@@ -25,5 +25,5 @@ pub use dev_ops::BlockDevOps;
 pub use error::{BlockError, BlockResult, OpenError, OpenResult};
 pub use graph::{Graph, OpenContext};
 pub use limits::{BlockLimits, MAX_IOV, MAX_TRANSFER};
-pub use node::{DetectZeroes, Node, NodeOptions, SECTOR};
+pub use node::{DetectZeroes, Hurry, Node, NodeOptions, SECTOR};
 pub use permissions::{PermissionSet, Permissions};

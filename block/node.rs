@@ -59,6 +59,16 @@ pub struct Node {
     pub(crate) ranges: Arc<RangeLocks>,
 }
 
+/// See [`Node::hurry`]. It keeps the nodes that were told: the graph may be another one at its end.
+#[must_use]
+pub struct Hurry(Vec<Arc<Node>>);
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.0.iter().rev().for_each(|node| node.driver.drained_end());
+    }
+}
+
 #[derive(Default)]
 struct Users {
     list: Vec<User>,
@@ -167,6 +177,18 @@ impl Node {
         self.driver.inactivate().map_err(|e| e.context(format_args!("node \"{}\"", self.name())))?;
         self.active.store(false, Ordering::Release);
         self.driver.children().iter().try_for_each(|child| child.node().inactivate())
+    }
+
+    /// Has this node and all below it hold nothing back until what this returns is dropped. Not on an iothread.
+    pub fn hurry(self: Arc<Self>) -> Hurry {
+        let mut told = vec![self];
+        let mut at = 0;
+        while let Some(node) = told.get(at).cloned() {
+            node.driver.drained_begin();
+            told.extend(node.driver.children().iter().map(|child| child.node().clone()));
+            at += 1;
+        }
+        Hurry(told)
     }
 
     /// Changes the size. Its backends must be drained; they tell their devices afterwards.

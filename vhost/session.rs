@@ -211,6 +211,7 @@ impl Session {
         if !std::mem::replace(&mut vring.started, false) {
             return Stopped { base: vring.base, in_flight: 0 };
         }
+        let _hurry = self.export.backend.hurry();
         let stopped = self.on_queue(index, |context, queue, answer: Answer<Stopped>| {
             let in_flight = queue.in_flight();
             context.spawn(async move {
@@ -241,6 +242,7 @@ impl Session {
     fn change_memory(&self, state: &mut SessionState, memory: GuestMemory, loses_regions: bool) {
         let memory = Arc::new(memory);
         state.memory = memory.clone();
+        let _hurry = loses_regions.then(|| self.export.backend.hurry());
         for index in 0..state.vrings.len() {
             if !state.vrings[index].started {
                 continue;

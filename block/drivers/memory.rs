@@ -98,6 +98,10 @@ impl BlockDriver for Memory {
         Ok(())
     }
 
+    fn drained_begin(&self) {}
+
+    fn drained_end(&self) {}
+
     fn attach(&self, _: &AioContext) -> OpenResult<Rc<dyn IoChannel>> {
         Ok(Rc::new(MemoryChannel(self.mapping.clone())))
     }

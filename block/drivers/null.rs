@@ -76,6 +76,10 @@ impl BlockDriver for Null {
         Ok(())
     }
 
+    fn drained_begin(&self) {}
+
+    fn drained_end(&self) {}
+
     fn attach(&self, context: &AioContext) -> OpenResult<Rc<dyn IoChannel>> {
         Ok(Rc::new(NullChannel { context: context.clone(), latency: self.latency, read_zeroes: self.read_zeroes }))
     }

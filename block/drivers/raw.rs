@@ -127,6 +127,10 @@ impl BlockDriver for Raw {
         Ok(())
     }
 
+    fn drained_begin(&self) {}
+
+    fn drained_end(&self) {}
+
     fn attach(&self, context: &AioContext) -> OpenResult<Rc<dyn IoChannel>> {
         let file = self.file().channel(context)?;
         Ok(match (self.offset, self.size) {

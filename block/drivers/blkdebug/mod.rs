@@ -161,6 +161,10 @@ impl BlockDriver for Blkdebug {
         Ok(())
     }
 
+    fn drained_begin(&self) {}
+
+    fn drained_end(&self) {}
+
     fn attach(&self, context: &AioContext) -> OpenResult<Rc<dyn IoChannel>> {
         Ok(Rc::new(BlkdebugChannel {
             image: self.image[0].channel(context)?,

@@ -267,6 +267,10 @@ impl BlockDriver for File {
         Ok(())
     }
 
+    fn drained_begin(&self) {}
+
+    fn drained_end(&self) {}
+
     fn attach(&self, context: &AioContext) -> OpenResult<Rc<dyn IoChannel>> {
         let state = self.state();
         Ok(Rc::new(FileChannel::new(context, &self.shared, &state.probe, self.cache)))
