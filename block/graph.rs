@@ -13,12 +13,14 @@ use crate::error::{OpenError, OpenResult};
 use crate::node::{DetectZeroes, Node, NodeOptions};
 use crate::options::{ChildRef, Options, is_valid_id};
 use crate::permissions::Permissions;
+use crate::throttle::ThrottleGroups;
 
 /// The named nodes of a process.
 #[derive(Default)]
 pub struct Graph {
     nodes: Mutex<BTreeMap<String, Arc<Node>>>,
     next_anonymous: AtomicU64,
+    throttle_groups: ThrottleGroups,
 }
 
 /// What a driver is opened with, besides its own options.
@@ -73,6 +75,11 @@ impl Graph {
     /// The node of that name.
     pub fn find(&self, name: &str) -> Option<Arc<Node>> {
         self.nodes().get(name).cloned()
+    }
+
+    /// The throttle groups that nodes and backends name.
+    pub fn throttle_groups(&self) -> &ThrottleGroups {
+        &self.throttle_groups
     }
 
     /// Forgets all nodes; they close when their last user lets go.
@@ -151,6 +158,11 @@ impl OpenContext<'_> {
     /// As for [`OpenContext::child`].
     pub fn growing_child(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Child>> {
         self.child_node(options, key).and_then(|node| Child::attach_growing(node, &self.user(), Permissions::UNUSED))
+    }
+
+    /// The throttle groups that there are.
+    pub(crate) fn throttle_groups(&self) -> &ThrottleGroups {
+        self.graph.throttle_groups()
     }
 
     fn user(&self) -> String {

@@ -17,6 +17,7 @@ mod permissions;
 mod ranges;
 mod shaping;
 mod sys;
+pub mod throttle;
 
 pub use accounting::{KindStatistics, RequestKind, Statistics};
 pub use backend::{BackendChannel, BlockBackend, Completed, Request, Submitted};

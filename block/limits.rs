@@ -1,6 +1,8 @@
 //! BlockLimits: what a node can do and how its requests must be shaped. Capabilities are fields here, never trait
 //! methods with a default.
 
+use crate::node::{Node, SECTOR};
+
 /// What a node can do. Fixed while the node is open, but for a drained section (resize, reopen, graph change).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockLimits {
@@ -63,6 +65,23 @@ impl Default for BlockLimits {
 }
 
 impl BlockLimits {
+    /// Those of a filter that passes requests on to `child` as they are. What the child asks for beyond a sector is its
+    /// own edge's business, so that it is done once.
+    pub fn of_filter(child: &Node) -> Self {
+        let limits = child.limits();
+        Self {
+            read_only: child.is_read_only(),
+            request_alignment: limits.request_alignment.min(SECTOR as u32),
+            memory_alignment: 1,
+            max_transfer: 0,
+            max_iov: 0,
+            can_discard: limits.can_discard && child.options().discard,
+            // The child's edge can always do it, if need be by writing.
+            can_write_zeroes: true,
+            ..limits
+        }
+    }
+
     /// The effective most bytes of one transfer, never 0.
     pub fn transfer_max(&self) -> u64 {
         let align = u64::from(self.request_alignment.max(1));

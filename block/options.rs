@@ -293,6 +293,11 @@ impl Options {
         self.error(key, OptionsErrorKind::UnsupportedValue { value: value.into() })
     }
 
+    /// The options of group `key` do not go together: `complaint` says which and why.
+    pub fn inconsistent(&self, key: &str, complaint: impl Into<String>) -> OptionsError {
+        self.error(key, OptionsErrorKind::Contradiction(complaint.into()))
+    }
+
     /// Options `key` and `other` are both given and exclude each other.
     pub fn conflict(&self, key: &str, other: &str) -> OptionsError {
         self.error(key, OptionsErrorKind::Conflict { other: self.path_of(other) })

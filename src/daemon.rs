@@ -22,7 +22,7 @@ use nix::unistd::{Gid, Group};
 
 use crate::background::Background;
 use crate::logging;
-use crate::options::{self, Config, ExportConfig, IothreadConfig, Step};
+use crate::options::{self, Config, ExportConfig, IothreadConfig, Step, ThrottleGroupConfig};
 
 /// The iothread of exports that name none.
 const DEFAULT_IOTHREAD: &str = "main-io";
@@ -132,6 +132,7 @@ impl Daemon {
     fn step(&mut self, step: Step) -> OpenResult {
         match step {
             Step::Iothread(config) => self.add_iothread(&config),
+            Step::ThrottleGroup(config) => self.add_throttle_group(&config),
             Step::Blockdev(options) => self.graph.blockdev_add(options).map(drop),
             Step::Export(config) => {
                 let id = config.id.clone();
@@ -140,11 +141,22 @@ impl Daemon {
         }
     }
 
+    fn add_throttle_group(&mut self, ThrottleGroupConfig { id, limits }: &ThrottleGroupConfig) -> OpenResult {
+        self.check_object_id(id)?;
+        self.graph.throttle_groups().create(id, *limits).map(drop)
+    }
+
+    /// Objects of all kinds share their names.
+    fn check_object_id(&self, id: &str) -> OpenResult {
+        match self.iothreads.contains_key(id) || self.graph.throttle_groups().find(id).is_some() {
+            true => Err(OpenError(format!("object \"{id}\" exists already"))),
+            false => Ok(()),
+        }
+    }
+
     fn add_iothread(&mut self, config: &IothreadConfig) -> OpenResult {
         let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink } = config;
-        if self.iothreads.contains_key(id) {
-            return Err(OpenError(format!("object \"{id}\" exists already")));
-        }
+        self.check_object_id(id)?;
         let settings = PollSettings { poll_max_ns: *poll_max_ns, poll_grow: *poll_grow, poll_shrink: *poll_shrink };
         let iothread = Iothread::start(id, settings).map_err(|e| OpenError(format!("iothread \"{id}\": {e}")))?;
         self.iothreads.insert(id.clone(), iothread);

@@ -8,6 +8,7 @@ mod disk;
 mod export;
 mod iothread;
 mod storage_daemon;
+mod throttle_group;
 mod vhost_user_program;
 
 use std::ffi::OsString;
@@ -27,6 +28,7 @@ pub use export::{
 };
 pub use iothread::{IothreadConfig, POLL_MAX_NS_DEFAULT};
 use storage_daemon::StorageDaemonArgs;
+pub use throttle_group::ThrottleGroupConfig;
 use vhost_user_program::VhostUserProgramArgs;
 
 /// The exit status of a command line that cannot be understood.
@@ -119,6 +121,8 @@ pub struct Config {
 pub enum Step {
     /// A thread that runs queues.
     Iothread(IothreadConfig),
+    /// Limits that nodes share.
+    ThrottleGroup(ThrottleGroupConfig),
     /// A node. Its options hold `driver` and `node-name`, whose values are not checked, and its driver's own.
     Blockdev(Options),
     /// An export of a node.
@@ -313,6 +317,7 @@ mod tests {
             .iter()
             .map(|step| match step {
                 Step::Iothread(iothread) => iothread.id.clone(),
+                Step::ThrottleGroup(group) => group.id.clone(),
                 Step::Blockdev(node) => node.peek_str("node-name").unwrap_or_default().to_owned(),
                 Step::Export(export) => export.id.clone(),
             })
@@ -337,7 +342,10 @@ mod tests {
             (["--export", "nbd,id=e"], r#"export "e": option "type": "nbd" is not supported yet"#),
             (["--object", "iothread,id=t,x=1"], r#"object "t": option "x" is unknown"#),
             (["--object", "secret,id=s"], r#"object "s": option "qom-type": "secret" is not supported yet"#),
-            (["--object", "foo,id=s"], r#"object "s": option "qom-type" must be iothread, not "foo""#),
+            (
+                ["--object", "foo,id=s"],
+                r#"object "s": option "qom-type" must be iothread or throttle-group, not "foo""#,
+            ),
             (["--object", "{}"], r#"--object: option "qom-type" is missing"#),
         ] {
             assert_eq!(refusal(&args), complaint);

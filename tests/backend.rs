@@ -63,6 +63,7 @@ pub struct Setup {
     program: Program,
     wrapper: Vec<String>,
     iothreads: usize,
+    objects: Vec<String>,
     blockdevs: Vec<String>,
     node: String,
     export: String,
@@ -77,6 +78,7 @@ impl Setup {
             program: Program::under_test(),
             wrapper: Vec::new(),
             iothreads: 1,
+            objects: Vec::new(),
             blockdevs: blockdevs.iter().map(ToString::to_string).collect(),
             node: node.to_string(),
             export: "writable=on".to_string(),
@@ -135,6 +137,12 @@ impl Setup {
         self
     }
 
+    /// With an object besides the iothreads, created before the nodes.
+    pub fn object(mut self, object: &str) -> Self {
+        self.objects.push(object.to_string());
+        self
+    }
+
     pub fn read_only(self) -> Self {
         self.export("writable=off")
     }
@@ -163,6 +171,9 @@ impl Setup {
         command.args(words);
         for iothread in 0..self.iothreads {
             command.args(["--object", &format!("iothread,id=t{iothread}")]);
+        }
+        for object in &self.objects {
+            command.args(["--object", object]);
         }
         for blockdev in &self.blockdevs {
             command.args(["--blockdev", blockdev]);

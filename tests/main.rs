@@ -21,4 +21,5 @@ mod notifications;
 mod requests;
 mod rings;
 mod situations;
+mod throttle;
 mod write_cache;

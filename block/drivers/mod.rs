@@ -5,6 +5,7 @@ mod file;
 mod memory;
 mod null;
 mod raw;
+mod throttle;
 
 use crate::driver::BlockDriver;
 use crate::error::OpenResult;
@@ -40,7 +41,7 @@ pub struct DriverRow {
 }
 
 /// All drivers.
-pub const DRIVERS: &[DriverRow] = &[blkdebug::ROW, file::ROW, memory::ROW, null::ROW, raw::ROW];
+pub const DRIVERS: &[DriverRow] = &[blkdebug::ROW, file::ROW, memory::ROW, null::ROW, raw::ROW, throttle::ROW];
 
 /// The driver of that name.
 pub fn find(name: &str) -> Option<&'static DriverRow> {

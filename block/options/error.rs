@@ -30,6 +30,8 @@ pub enum OptionsErrorKind {
     },
     /// The key is used both with a value and with options nested in it.
     Inconsistent,
+    /// Options of a group that do not go together; says which.
+    Contradiction(String),
     /// Two options that exclude each other are given.
     Conflict {
         /// The full dotted path of the other option.
@@ -94,6 +96,7 @@ impl fmt::Display for OptionsError {
             OptionsErrorKind::Inconsistent => {
                 write!(f, "option {path:?} is used both with a value and with options nested in it")
             }
+            OptionsErrorKind::Contradiction(complaint) => write!(f, "option {path:?}: {complaint}"),
             OptionsErrorKind::Conflict { other } => {
                 write!(f, "options {path:?} and {other:?} exclude each other")
             }

@@ -94,6 +94,14 @@ pub fn all(size: u64) -> Vec<Fixture> {
             )
         }),
     ];
+    for group in ["unlimited", "limited"] {
+        all.push(Fixture {
+            name: group,
+            driver: "throttle",
+            options: format!("throttle,throttle-group={group},file.driver=memory,file.size={size}"),
+            ..PLAIN
+        });
+    }
     for fixture in &mut all {
         fixture.resizes &= fixture.name != "raw window of a direct file";
     }

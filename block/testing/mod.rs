@@ -16,6 +16,7 @@ use std::task::Poll;
 
 use blockport_block::aio::{AioContext, PollSettings};
 use blockport_block::options::parse_keyval;
+use blockport_block::throttle::{Limited, Rate, ThrottleLimits};
 use blockport_block::{Child, ChildChannel, Graph, Node, OpenResult, Permissions};
 
 /// A directory that is removed with everything in it.
@@ -65,15 +66,27 @@ pub fn context() -> AioContext {
     AioContext::new(PollSettings::default()).expect("io_uring works here")
 }
 
-/// Opens one node from its options as key=value, in a graph of its own.
+/// Opens one node from its options as key=value, in a graph of its own, which has the throttle groups `unlimited`,
+/// `limited` and `far` (from its limit).
 pub fn open(options: &str) -> OpenResult<(Graph, Arc<Node>)> {
     let graph = Graph::default();
+    for (name, average) in [("unlimited", 0), ("limited", 3000), ("far", 1_000_000_000)] {
+        let mut limits = ThrottleLimits::default();
+        limits.set_rate(Limited::IopsTotal, Rate { average, ..Rate::default() });
+        graph.throttle_groups().create(name, limits)?;
+    }
     let node =
         graph.blockdev_add(parse_keyval(&format!("{options},node-name=top"), Some("driver")).expect("syntax"))?;
     Ok((graph, node))
 }
 
-/// The same, where it must work.
+/// Opens one node in a graph that is there.
+pub fn opened_in(graph: &Graph, options: &str) -> Arc<Node> {
+    let opened = graph.blockdev_add(parse_keyval(options, Some("driver")).expect("syntax"));
+    opened.unwrap_or_else(|error| panic!("{options}: {error}"))
+}
+
+/// Opens a node in a graph of its own, where it must work.
 pub fn opened(options: &str) -> (Graph, Arc<Node>) {
     open(options).unwrap_or_else(|error| panic!("{options}: {error}"))
 }

@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 
 use blockport_block::options::{Options, OptionsError, parse_keyval};
+use blockport_block::throttle::ThrottleLimits;
 use clap::{ArgMatches, Args};
 
-use super::{Config, ExportConfig, Invocation, IothreadConfig, Step, UsageError};
+use super::{Config, ExportConfig, Invocation, IothreadConfig, Step, ThrottleGroupConfig, UsageError};
 
 /// Objects that qemu-storage-daemon knows and this daemon does not yet.
 const OBJECTS_UNSUPPORTED: &[&str] = &[
@@ -20,7 +21,6 @@ const OBJECTS_UNSUPPORTED: &[&str] = &[
     "secret",
     "secret_keyring",
     "thread-context",
-    "throttle-group",
     "tls-creds-anon",
     "tls-creds-psk",
     "tls-creds-x509",
@@ -35,10 +35,17 @@ const UNSUPPORTED: &[(&str, &str)] =
 #[command(next_help_heading = "Any graph of nodes, in the style of qemu-storage-daemon")]
 #[allow(rustdoc::broken_intra_doc_links, reason = "the comments are help texts, where brackets mean optional parts")]
 pub struct StorageDaemonArgs {
-    /// Create an object: iothread,id=ID[,poll-max-ns=NS][,poll-grow=N][,poll-shrink=N]
+    /// Create an object: iothread,id=ID[,poll-max-ns=NS][,poll-grow=N][,poll-shrink=N] or throttle-group,id=ID[,limits.LIMIT=N]...
     ///
     /// An iothread runs queues of the exports that name it. It polls for up to poll-max-ns nanoseconds (32768) before
-    /// it sleeps; 0 never polls. `--object help` lists the kinds of objects, `--object iothread,help` its properties.
+    /// it sleeps; 0 never polls.
+    ///
+    /// A throttle-group limits what all nodes of driver `throttle` that name it do together. LIMIT is iops-total, or
+    /// iops-read and iops-write, operations per second, and bps-total, or bps-read and bps-write, bytes per second; each
+    /// with -max behind it for the rate of bursts, and with -max-length for how many seconds one may last (1). With
+    /// iops-size=BYTES, a longer operation counts as several.
+    ///
+    /// `--object help` lists the kinds of objects, `--object iothread,help` the properties of one.
     #[arg(long, value_name = "OBJECT")]
     object: Vec<String>,
 
@@ -149,10 +156,15 @@ enum Object {
 /// Reads an object, or answers a question about objects.
 fn object(text: &str) -> Result<Object, UsageError> {
     match text {
-        "help" | "?" => return Ok(Object::Help("Objects:\n  iothread\n".to_owned())),
+        "help" | "?" => return Ok(Object::Help("Objects:\n  iothread\n  throttle-group\n".to_owned())),
         "iothread,help" | "iothread,?" => {
             let properties = "iothread properties:\n  poll-grow=<int>\n  poll-max-ns=<int>\n  poll-shrink=<int>\n";
             return Ok(Object::Help(properties.to_owned()));
+        }
+        "throttle-group,help" | "throttle-group,?" => {
+            let limits = ThrottleLimits::default().values();
+            let limits: String = limits.iter().map(|(name, _)| format!("  limits.{name}=<int>\n")).collect();
+            return Ok(Object::Help(format!("throttle-group properties:\n{limits}")));
         }
         _ => {}
     }
@@ -163,9 +175,13 @@ fn object(text: &str) -> Result<Object, UsageError> {
             let iothread = IothreadConfig::from_options(options).map_err(UsageError::new)?;
             Ok(Object::Step(Step::Iothread(iothread)))
         }
+        "throttle-group" => {
+            let group = ThrottleGroupConfig::from_options(options).map_err(UsageError::new)?;
+            Ok(Object::Step(Step::ThrottleGroup(group)))
+        }
         kind if OBJECTS_UNSUPPORTED.contains(&kind) => {
             Err(UsageError::new(options.unsupported_value("qom-type", kind)))
         }
-        other => Err(UsageError::new(options.invalid("qom-type", other, "iothread"))),
+        other => Err(UsageError::new(options.invalid("qom-type", other, "iothread or throttle-group"))),
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use blockport_block::aio::{AioContext, PollSettings};
 use blockport_block::options::Options;
+use blockport_block::throttle::{Limited, Rate, ThrottleLimits};
 use blockport_block::{BlockBackend, Graph, Permissions};
 use blockport_vhost::internals::{
     Chain, GuestMemory, MemoryRegion, Queue, RingFeatures, RingLayout, VirtQueue, start_for_bench,
@@ -35,6 +36,10 @@ struct Case {
 const NULL: &str = r#""driver": "null-co", "size": 1073741824"#;
 /// Filters without a rule or limit.
 const BLKDEBUG: &str = r#""driver": "blkdebug", "image": {"driver": "null-co", "size": 1073741824}"#;
+const THROTTLE: &str =
+    r#""driver": "throttle", "throttle-group": "none", "file": {"driver": "null-co", "size": 1073741824}"#;
+const THROTTLE_FAR: &str =
+    r#""driver": "throttle", "throttle-group": "far", "file": {"driver": "null-co", "size": 1073741824}"#;
 const RAW: &str = r#""driver": "raw", "file": {"driver": "null-co", "size": 1073741824}"#;
 
 const fn case(name: &'static str, queues: u16, depth: u16) -> Case {
@@ -53,6 +58,8 @@ const CASES: &[Case] = &[
     Case { exports: 200, busy: 1, ..case("exports-200-idle", 1, 32) },
     Case { node: RAW, ..case("raw", 1, 32) },
     Case { node: BLKDEBUG, ..case("blkdebug", 1, 32) },
+    Case { node: THROTTLE, ..case("throttle", 1, 32) },
+    Case { node: THROTTLE_FAR, ..case("throttle-far", 1, 32) },
 ];
 
 /// Requests that are counted in a case, about. Callgrind is some fifty times slower than the machine.
@@ -220,6 +227,11 @@ fn run_queues(case: &Case) {
     let context = AioContext::new(PollSettings { poll_max_ns: 1_000_000_000, ..PollSettings::default() })
         .expect("io_uring works here");
     let graph = Graph::default();
+    for (name, average) in [("none", 0), ("far", 1_000_000_000)] {
+        let mut limits = ThrottleLimits::default();
+        limits.set_rate(Limited::IopsTotal, Rate { average, ..Rate::default() });
+        graph.throttle_groups().create(name, limits).expect("the first of its name");
+    }
     let memory = guest_memory(case.exports * case.queues);
     let (mut drivers, mut queues) = (Vec::new(), Vec::<Rc<Queue>>::new());
     for export in 0..case.exports {

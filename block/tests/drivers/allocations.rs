@@ -73,6 +73,8 @@ fn requests_do_not_allocate() {
         format!("file,filename={tmpfs}"),
         format!("raw,file.driver=file,file.filename={path}"),
         format!("raw,offset=4096,size=512K,file.driver=file,file.filename={tmpfs}"),
+        "throttle,throttle-group=unlimited,file.driver=memory,file.size=1M".to_owned(),
+        "throttle,throttle-group=far,file.driver=memory,file.size=1M".to_owned(),
         "blkdebug,inject-error.0.event=read_aio,inject-error.0.sector=2000,image.driver=memory,image.size=1M"
             .to_owned(),
     ] {

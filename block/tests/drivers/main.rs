@@ -6,3 +6,4 @@ mod faults;
 mod file;
 #[path = "../../testing/mod.rs"]
 mod testing;
+mod throttle;
