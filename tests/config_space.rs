@@ -115,17 +115,47 @@ fn the_old_short_structure_can_be_read() {
 }
 
 #[test]
+fn what_lies_behind_the_structure_reads_as_zero() {
+    let backend = Setup::null(1 << 30).start();
+    let device = backend.device(&Profile::unstarted());
+    let mut whole = device.read_config().0;
+    whole.resize(256, 0);
+    assert_eq!(device.session.get_config(0, 256), whole);
+    assert_eq!(device.session.get_config(CONFIG_SIZE - 1, 2), whole[CONFIG_SIZE as usize - 1..][..2]);
+}
+
+#[test]
+fn offsets_counted_from_the_registers_of_virtio_mmio_are_understood() {
+    let backend = Setup::null(1 << 30).start();
+    let device = backend.device(&Profile::unstarted());
+    let whole = device.read_config().0;
+    assert_eq!(device.session.get_config(0x100, 60), whole[..60]);
+    assert_eq!(device.session.get_config(0x100 + WRITEBACK, 1), whole[WRITEBACK as usize..][..1]);
+}
+
+#[test]
+fn the_write_cache_can_be_set_with_the_rest_of_its_word() {
+    let backend = Setup::null(1 << 20).start();
+    let device = backend.device(&Profile::qemu());
+    let word = |writeback: u8| {
+        let config = device.read_config().0;
+        [&[writeback], &config[WRITEBACK as usize + 1..WRITEBACK as usize + 4]].concat()
+    };
+    device.session.set_config(WRITEBACK, &word(0)).accepted();
+    assert!(!device.writeback());
+    device.session.set_config(WRITEBACK, &word(1)).accepted();
+    assert!(device.writeback());
+    let mut other_queues = word(0);
+    other_queues[3] ^= 1;
+    device.session.set_config(WRITEBACK, &other_queues).refused();
+    assert!(device.writeback());
+}
+
+#[test]
 fn a_range_outside_the_config_space_is_refused_with_an_empty_reply() {
     let backend = Setup::null(1 << 20).start();
     let device = backend.device(&Profile::unstarted());
-    for (offset, size) in [
-        (0, CONFIG_SIZE + 1),
-        (CONFIG_SIZE, 1),
-        (CONFIG_SIZE - 1, 2),
-        (0, 256),
-        // As an old cloud-hypervisor asked.
-        (0x100, CONFIG_SIZE),
-    ] {
+    for (offset, size) in [(0, 257), (255, 2), (1, 256), (0x1ff, 2), (0x200, 1), (0xf00, 0x100)] {
         assert!(device.session.get_config(offset, size).is_empty(), "{size} bytes at {offset}");
     }
     assert!(device.session.alive());

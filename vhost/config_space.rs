@@ -28,6 +28,10 @@ pub(crate) const fn bit(bit: u32) -> u64 {
 
 /// Size of `struct virtio_blk_config` up to and including the zoned fields.
 pub(crate) const CONFIG_BYTES: usize = 96;
+/// The most that a front-end may ask for, VHOST_USER_MAX_CONFIG_SIZE: what lies behind the structure reads as zero.
+const CONFIG_SPACE_BYTES: u32 = 256;
+/// Where the config space begins in virtio-mmio's registers. Some front-ends count from there (Dragonball).
+const MMIO_CONFIG_OFFSET: u32 = 0x100;
 /// The offset of the writeback byte.
 pub(crate) const WRITEBACK_OFFSET: u32 = 32;
 
@@ -52,6 +56,13 @@ pub(crate) fn features(settings: &ExportSettings, can_discard: bool) -> u64 {
         features |= bit(VIRTIO_BLK_F_RO);
     }
     features
+}
+
+/// What GET_CONFIG asks for: `size` bytes at `offset`. `None` where there is no config space.
+pub(crate) fn part(config: &[u8; CONFIG_BYTES], offset: u32, size: u32) -> Option<Vec<u8>> {
+    let offset = offset.checked_sub(MMIO_CONFIG_OFFSET).unwrap_or(offset);
+    let end = offset.checked_add(size).filter(|end| *end <= CONFIG_SPACE_BYTES)?;
+    Some((offset..end).map(|at| config.get(at as usize).copied().unwrap_or(0)).collect())
 }
 
 /// Sets up a discard's or zeroing's limit in sectors: what the node says, cut to ours.

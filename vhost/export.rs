@@ -83,8 +83,15 @@ impl ExportState {
         config_space::config(&self.settings, &self.backend, self.features, self.write_cache.value())
     }
 
-    /// A write to the config space: the writeback byte, if CONFIG_WCE was negotiated, and nothing else.
+    /// A write to the config space: the writeback byte, if CONFIG_WCE was negotiated, and nothing else. It may come with
+    /// the rest of its 32-bit word as it is, for front-ends whose guests write words (OpenVMM).
     pub(crate) fn set_config(&self, offset: u32, bytes: &[u8], features: u64) -> Result<(), String> {
+        let config = self.config();
+        let rest = config.get(WRITEBACK_OFFSET as usize + 1..WRITEBACK_OFFSET as usize + 4);
+        let bytes = match bytes {
+            [value, others @ ..] if offset == WRITEBACK_OFFSET && Some(others) == rest => std::slice::from_ref(value),
+            _ => bytes,
+        };
         match bytes {
             [value @ (0 | 1)] if offset == WRITEBACK_OFFSET && features & bit(VIRTIO_BLK_F_CONFIG_WCE) != 0 => {
                 let flushed = self.write_cache.set(*value == 1, &self.backend);

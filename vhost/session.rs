@@ -20,7 +20,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use crate::config_space::{F_PROTOCOL_FEATURES, bit};
+use crate::config_space::{self, F_PROTOCOL_FEATURES, bit};
 use crate::export::ExportState;
 use crate::extra_messages;
 use crate::guest_memory::{GuestMemory, MemoryRegion, REGIONS_MAX};
@@ -49,7 +49,8 @@ pub(crate) struct SessionState {
 struct Vring {
     size: u16,
     addresses: Option<Addresses>,
-    base: u16,
+    /// The next available entry. `None`: the front-end has not said; the ring's own used index tells then.
+    base: Option<u16>,
     kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     error: Option<Arc<OwnedFd>>,
@@ -172,7 +173,11 @@ impl Session {
             return Err(refuse("the ring was started before its addresses were set"));
         };
         let layout = self.layout(vring.size, addresses);
-        let ring = VirtQueue::new(memory, layout, features, vring.base).map_err(refuse)?;
+        let mut ring = VirtQueue::new(memory, layout, features, vring.base.unwrap_or(0)).map_err(refuse)?;
+        if vring.base.is_none() {
+            // Dragonball sends no SET_VRING_BASE when it reconnects: what is used need not be done again.
+            ring.resume_at_used();
+        }
         let setup = QueueSetup {
             name: format!("{}, queue {index}", self.export.name()),
             ring,
@@ -209,7 +214,7 @@ impl Session {
     fn stop(&self, state: &mut SessionState, index: usize) -> Stopped {
         let vring = &mut state.vrings[index];
         if !std::mem::replace(&mut vring.started, false) {
-            return Stopped { base: vring.base, in_flight: 0 };
+            return Stopped { base: vring.base.unwrap_or(0), in_flight: 0 };
         }
         let _hurry = self.export.backend.hurry();
         let stopped = self.on_queue(index, |context, queue, answer: Answer<Stopped>| {
@@ -219,8 +224,8 @@ impl Session {
                 answer.give(Stopped { base, in_flight });
             });
         });
-        let stopped = stopped.unwrap_or(Stopped { base: vring.base, in_flight: 0 });
-        vring.base = stopped.base;
+        let stopped = stopped.unwrap_or(Stopped { base: vring.base.unwrap_or(0), in_flight: 0 });
+        vring.base = Some(stopped.base);
         stopped
     }
 
@@ -299,7 +304,7 @@ impl VhostUserBackendReqHandler for Session {
             for index in 0..state.vrings.len() {
                 self.stop(state, index);
                 let vring = &mut state.vrings[index];
-                vring.base = 0;
+                vring.base = None;
                 vring.enabled = state.features & bit(F_PROTOCOL_FEATURES) == 0;
             }
             Ok(())
@@ -411,7 +416,7 @@ impl VhostUserBackendReqHandler for Session {
             if vring.started {
                 return Err(refuse("the ring is running"));
             }
-            vring.base = base;
+            vring.base = Some(base);
             Ok(())
         })
     }
@@ -528,10 +533,7 @@ impl VhostUserBackendReqHandler for Session {
         if !self.rings_started.load(Ordering::Relaxed) && !self.config_read.swap(true, Ordering::Relaxed) {
             self.export.write_cache.config_read(&self.export.backend);
         }
-        let config = self.export.config();
-        let range = usize::try_from(offset).ok().zip(usize::try_from(size).ok());
-        let bytes = range.and_then(|(offset, size)| config.get(offset..offset.checked_add(size)?));
-        bytes.map(<[u8]>::to_vec).ok_or_else(|| {
+        config_space::part(&self.export.config(), offset, size).ok_or_else(|| {
             tracing::info!("{}: GET_CONFIG of {size} bytes at {offset:#x} is outside it", self.export.name());
             refuse("outside the config space")
         })

@@ -107,6 +107,12 @@ impl VirtQueue {
         Ok(Self { ring: SplitRing::new(memory, layout, features, base)?, inflight: None })
     }
 
+    /// Goes on behind what the guest's memory says is used, for a front-end that does not say where. Before the first
+    /// pop.
+    pub fn resume_at_used(&mut self) {
+        self.ring.resume_at_used();
+    }
+
     /// Takes the next chain into `chain`, whose content is replaced. False when there is none.
     ///
     /// # Errors

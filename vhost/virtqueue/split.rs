@@ -132,6 +132,11 @@ impl SplitRing {
         Ok(ring)
     }
 
+    pub(super) fn resume_at_used(&mut self) {
+        self.next_avail = self.next_used;
+        self.seen_avail = self.next_used;
+    }
+
     pub(super) fn next_avail(&self) -> u16 {
         self.next_avail
     }
