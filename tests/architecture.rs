@@ -16,6 +16,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/background.rs", "fork"),
     ("src/commands/bench/client.rs", "raw buffers for the client's library"),
     ("tests/frontend/memory.rs", "guest memory, which the back-end writes at any time"),
+    ("tests/profiles/vhost_crate.rs", "descriptors are handed to the `vhost` crate in its own type"),
     ("tests/reference/disk.rs", "system calls that take addresses"),
     ("vhost/guest_memory.rs", "guest memory is mapped, and its addresses handed out"),
     ("vhost/sigbus.rs", "a signal handler"),

@@ -18,6 +18,7 @@ mod idle;
 mod memory_regions;
 mod multiqueue;
 mod notifications;
+mod profiles;
 mod requests;
 mod rings;
 mod situations;

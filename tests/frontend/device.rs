@@ -146,7 +146,8 @@ impl Device {
         }
         session.set_owner().accepted();
         let memory = Arc::new(GuestMemory::new(&profile.placements));
-        let queues = lay_out(&memory, profile, features & feature::EVENT_IDX != 0);
+        let event_idx = features & feature::EVENT_IDX != 0;
+        let queues = lay_out(&memory, profile.queues, profile.queue_size, event_idx);
         let config = profile.reads_config.then(|| Config(session.get_config(0, CONFIG_SIZE)));
         let mut device = Self { session, memory, queues, offered, config, _backend_channel: backend_channel };
         device.session.features = features;
@@ -266,14 +267,14 @@ impl Device {
 }
 
 /// Rings in the first region, turn and turn about with the others; the rest of the others is shared out for buffers.
-fn lay_out(memory: &Arc<GuestMemory>, profile: &Profile, event_idx: bool) -> Vec<Queue> {
+pub fn lay_out(memory: &Arc<GuestMemory>, queues: u16, queue_size: u16, event_idx: bool) -> Vec<Queue> {
     let spaces: Vec<Placement> = memory.regions().iter().map(|region| region.placement).collect();
     let eighth = |space: &Placement| space.size / 8;
     let mut rings = Arena::new(spaces.iter().map(|space| (space.guest, eighth(space))).collect());
-    (0..profile.queues)
+    (0..queues)
         .map(|index| {
-            let ring = RingLayout::cut(&mut rings, profile.queue_size);
-            let share = |space: &Placement| (space.size - eighth(space)) / u64::from(profile.queues);
+            let ring = RingLayout::cut(&mut rings, queue_size);
+            let share = |space: &Placement| (space.size - eighth(space)) / u64::from(queues);
             let ranges = spaces
                 .iter()
                 .map(|space| (space.guest + eighth(space) + share(space) * u64::from(index), share(space)))
