@@ -72,6 +72,9 @@ pub struct BenchArgs {
     /// Descriptors of a ring, three for each request [default: 256, or what --iodepth needs]
     #[arg(long, value_name = "N")]
     ring_size: Option<u16>,
+    /// Use packed virtqueues, which the daemon must offer
+    #[arg(long)]
+    packed: bool,
     /// Report the CPU time that this process, the daemon, uses for each request
     #[arg(long, value_name = "PID")]
     daemon_pid: Option<u32>,
@@ -83,7 +86,7 @@ pub struct BenchArgs {
     json: bool,
     /// Measure instead how fast two threads can wake each other over eventfds and hand over a cache line: no client of
     /// this machine is faster
-    #[arg(long, conflicts_with_all = ["socket", "rw", "verify", "requests", "daemon_pid"])]
+    #[arg(long, conflicts_with_all = ["socket", "rw", "verify", "requests", "packed", "daemon_pid"])]
     floor: bool,
 }
 
@@ -99,7 +102,8 @@ pub fn run(args: BenchArgs) -> Result<(), Box<dyn Error>> {
     if let Some(pid) = args.daemon_pid {
         CpuTimes::sample(pid).map_err(|e| format!("--daemon-pid {pid}: {e}"))?;
     }
-    let (client, disk) = Client::connect(socket).map_err(|e| format!("--socket {}: {e}", socket.display()))?;
+    let (client, disk) =
+        Client::connect(socket, args.packed).map_err(|e| format!("--socket {}: {e}", socket.display()))?;
     plan.check(&disk)?;
     let outcome = session::run(&client, &disk, &plan, socket, args.daemon_pid, !args.json)?;
     let report = Report::new(socket, &disk, &plan, &outcome);

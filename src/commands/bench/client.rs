@@ -52,8 +52,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects and negotiates. A daemon that is busy with another front-end answers late: the user is told.
-    pub fn connect(path: &Path) -> Result<(Self, DiskInfo), String> {
+    /// Connects and negotiates, with packed virtqueues if `packed`, else with split ones. A daemon that is busy with
+    /// another front-end answers late: the user is told.
+    pub fn connect(path: &Path, packed: bool) -> Result<(Self, DiskInfo), String> {
         let text = path.to_str().ok_or("the path is not UTF-8, and virtio-driver needs it so")?;
         if !path.exists() {
             return Err("no such socket; is the daemon running?".to_owned());
@@ -63,7 +64,7 @@ impl Client {
         let for_thread = text.to_owned();
         thread::spawn(move || {
             // Nobody listens any more when the time was up; the process then ends.
-            let _ = sender.send(Self::negotiate(&for_thread));
+            let _ = sender.send(Self::negotiate(&for_thread, packed));
         });
         let result = match receiver.recv_timeout(CONNECT_NOTICE) {
             Err(RecvTimeoutError::Timeout) => {
@@ -78,8 +79,9 @@ impl Client {
         }
     }
 
-    fn negotiate(path: &str) -> io::Result<(Self, DiskInfo)> {
-        let ring = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
+    fn negotiate(path: &str, packed: bool) -> io::Result<(Self, DiskInfo)> {
+        let mut ring = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
+        ring.set(VirtioFeatureFlags::RING_PACKED, packed);
         let disk = VirtioBlkFeatureFlags::RO
             | VirtioBlkFeatureFlags::BLK_SIZE
             | VirtioBlkFeatureFlags::FLUSH
@@ -90,6 +92,9 @@ impl Client {
         let disk = VirtioBlkFeatureFlags::from_bits_truncate(transport.get_features());
         if !ring.contains(VirtioFeatureFlags::VERSION_1) {
             return Err(io::Error::other("the daemon does not offer VERSION_1"));
+        }
+        if packed && !ring.contains(VirtioFeatureFlags::RING_PACKED) {
+            return Err(io::Error::other("the daemon does not offer packed virtqueues (--packed)"));
         }
         let config = transport.get_config()?;
         let info = DiskInfo {

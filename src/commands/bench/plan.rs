@@ -43,6 +43,8 @@ pub struct Plan {
     pub depth: u16,
     pub queues: u16,
     pub ring_size: u16,
+    /// Whether the rings are packed.
+    pub packed: bool,
     /// Measured time; `None` to run until the requests are done.
     pub runtime: Option<Duration>,
     /// Time before it that is not measured.
@@ -85,6 +87,7 @@ impl Plan {
             depth: args.iodepth,
             queues: args.queues,
             ring_size: ring_size(args.iodepth, args.ring_size)?,
+            packed: args.packed,
             runtime: args.runtime.or((!limited).then_some(RUNTIME_DEFAULT)),
             ramp: args.ramp.unwrap_or(if limited { Duration::ZERO } else { RAMP_DEFAULT }),
             requests,

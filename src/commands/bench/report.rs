@@ -30,6 +30,8 @@ pub struct Report {
     pub queues: u16,
     /// Descriptors of a ring.
     pub ring_size: u16,
+    /// Layout of a ring: split, packed.
+    pub ring: &'static str,
     /// How the client waits: poll, sleep, once.
     pub wait: &'static str,
     /// The seed; the same one gives the same accesses.
@@ -67,6 +69,9 @@ pub struct Report {
     pub daemon_cpu_ns: Option<u64>,
     /// The same for each completed request.
     pub daemon_cpu_ns_per_request: Option<f64>,
+    /// Of that, the part in user space and the part in the kernel, divided as the kernel's clock ticks found them.
+    pub daemon_cpu_user_ns_per_request: Option<f64>,
+    pub daemon_cpu_system_ns_per_request: Option<f64>,
     /// Blocks that --verify wrote; null without it, as the next two.
     pub verify_blocks_written: Option<u64>,
     /// Comparisons made, during the load and reading back.
@@ -89,6 +94,8 @@ impl Report {
         let succeeded = (stats.reads + stats.writes) as f64;
         let iops = if elapsed_ns == 0 { 0.0 } else { succeeded * 1e9 / elapsed_ns as f64 };
         let verify = outcome.verify.as_ref();
+        let cpu_each =
+            outcome.daemon_cpu.filter(|_| completed > 0).map(|cpu| (cpu.ns as f64 / completed as f64, cpu.user_share));
         Self {
             socket: socket.display().to_string(),
             disk_size_bytes: disk.size,
@@ -99,6 +106,7 @@ impl Report {
             iodepth: plan.depth,
             queues: plan.queues,
             ring_size: plan.ring_size,
+            ring: if plan.packed { "packed" } else { "split" },
             wait: plan.wait.name(),
             seed: plan.seed,
             elapsed_ns,
@@ -118,11 +126,10 @@ impl Report {
             gap_ns_max: stats.gap_ns_max,
             kicks: stats.kicks,
             wakeups: stats.wakeups,
-            daemon_cpu_ns: outcome.daemon_cpu_ns,
-            daemon_cpu_ns_per_request: outcome
-                .daemon_cpu_ns
-                .filter(|_| completed > 0)
-                .map(|ns| ns as f64 / completed as f64),
+            daemon_cpu_ns: outcome.daemon_cpu.map(|cpu| cpu.ns),
+            daemon_cpu_ns_per_request: cpu_each.map(|(ns, _)| ns),
+            daemon_cpu_user_ns_per_request: cpu_each.map(|(ns, user)| ns * user),
+            daemon_cpu_system_ns_per_request: cpu_each.map(|(ns, user)| ns * (1.0 - user)),
             verify_blocks_written: verify.map(|v| v.blocks_written),
             verify_blocks_checked: verify.map(|v| v.blocks_checked),
             verify_mismatches: verify.map(|v| v.mismatches),
@@ -153,11 +160,12 @@ impl Display for Report {
         let queues = if self.queues == 1 { "queue" } else { "queues" };
         writeln!(
             f,
-            "{} {}, depth {}, {} {queues}, wait {} · disk of {} · {:.2} s",
+            "{} {}, depth {}, {} {} {queues}, wait {} · disk of {} · {:.2} s",
             self.rw,
             Bytes(self.block_size_bytes as f64),
             self.iodepth,
             self.queues,
+            self.ring,
             self.wait,
             Bytes(self.disk_size_bytes as f64),
             self.elapsed_ns as f64 / 1e9,
@@ -181,9 +189,11 @@ impl Display for Report {
             Ns(self.latency_ns_max),
         )?;
         writeln!(f, "  gap       {} at most between completions of a queue", Ns(self.gap_ns_max))?;
-        if let (Some(ns), Some(each)) = (self.daemon_cpu_ns, self.daemon_cpu_ns_per_request) {
+        if let (Some(ns), Some(each), Some(user)) =
+            (self.daemon_cpu_ns, self.daemon_cpu_ns_per_request, self.daemon_cpu_user_ns_per_request)
+        {
             let cpus = ns as f64 / self.elapsed_ns.max(1) as f64;
-            writeln!(f, "  daemon    {each:.0} ns of CPU a request ({cpus:.2} CPUs)")?;
+            writeln!(f, "  daemon    {each:.0} ns of CPU a request, {user:.0} of it in user space ({cpus:.2} CPUs)")?;
         }
         if let (Some(written), Some(checked), Some(bad)) =
             (self.verify_blocks_written, self.verify_blocks_checked, self.verify_mismatches)

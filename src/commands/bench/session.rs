@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use virtio_driver::EventFd;
 
 use super::client::{Client, DiskInfo};
-use super::cpu::CpuTimes;
+use super::cpu::{CpuTimes, CpuUsed};
 use super::plan::Plan;
 use super::stats::Stats;
 use super::verify::{Ledger, Mismatch};
@@ -28,8 +28,8 @@ const ABORT_GRACE: Duration = Duration::from_secs(2);
 /// What a run found.
 pub struct Outcome {
     pub stats: Stats,
-    /// The daemon's CPU time over the measured part, in ns.
-    pub daemon_cpu_ns: Option<u64>,
+    /// The daemon's CPU time over the measured part.
+    pub daemon_cpu: Option<CpuUsed>,
     pub verify: Option<Verified>,
 }
 
@@ -105,7 +105,7 @@ fn schedule(plan: &Plan) -> Schedule {
     Schedule { start: Instant::now(), begin_ns, end_ns }
 }
 
-fn gather(workers: Vec<Worker>, daemon_cpu_ns: Option<u64>, verify: bool) -> Outcome {
+fn gather(workers: Vec<Worker>, daemon_cpu: Option<CpuUsed>, verify: bool) -> Outcome {
     let mut total: Option<Stats> = None;
     let mut verified = Verified { blocks_written: 0, blocks_checked: 0, mismatches: 0, details: Vec::new() };
     for worker in workers {
@@ -121,7 +121,7 @@ fn gather(workers: Vec<Worker>, daemon_cpu_ns: Option<u64>, verify: bool) -> Out
             verified.details.extend(ledger.details);
         }
     }
-    Outcome { stats: total.unwrap_or_else(|| Stats::new(0)), daemon_cpu_ns, verify: verify.then_some(verified) }
+    Outcome { stats: total.unwrap_or_else(|| Stats::new(0)), daemon_cpu, verify: verify.then_some(verified) }
 }
 
 /// The daemon's CPU time at the two ends of the measured part.
@@ -162,7 +162,7 @@ impl CpuWindow {
         Ok(())
     }
 
-    fn used(&self) -> Option<u64> {
+    fn used(&self) -> Option<CpuUsed> {
         Some(self.end.as_ref()?.since(self.begin.as_ref()?))
     }
 }
