@@ -11,7 +11,7 @@ import time
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 # Below this share of one CPU in use the machine counts as idle.
 IDLE_CPUS = 0.10
-IDLE_WINDOW_S = 0.5
+IDLE_WINDOW_S = 0.3
 
 
 def busy_seconds():
@@ -51,6 +51,11 @@ def file_system(path):
     return subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def can_loop():
+    """Whether loop devices can be made here."""
+    return os.geteuid() == 0 and bool(shutil.which("losetup")) and os.path.exists("/dev/loop-control")
+
+
 def facts(args, files):
     """What the numbers depend on."""
     cpu = next((line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -75,13 +80,38 @@ def version(argv):
     return (result.stdout.splitlines() or [None])[0]
 
 
+class Hogs:
+    """More busy threads than CPUs, while it is entered."""
+
+    def __init__(self, wanted):
+        self._count = len(os.sched_getaffinity(0)) + 1 if wanted else 0
+        self._processes = []
+
+    def __enter__(self):
+        command = ["sh", "-c", "while :; do :; done"]
+        self._processes = [subprocess.Popen(command) for _ in range(self._count)]
+        return self
+
+    def __exit__(self, *_error):
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def seconds(self):
+        """CPU time they have used."""
+        return sum(process_seconds(process.pid) for process in self._processes)
+
+
 class Files:
-    """One file on a disk, one in memory, made when asked for and removed at the end."""
+    """A file on a disk, with a loop device on it, and one in memory: made when asked for and removed at the end."""
 
     def __init__(self, disk_dir, mebibytes, media):
         self._dirs = {"ext4": disk_dir, "tmpfs": pathlib.Path("/dev/shm")}
         self._mebibytes = mebibytes
-        self._media = [medium for medium in self._dirs if medium in media]
+        wanted = {"ext4" if medium == "loop" else medium for medium in media}
+        self._media = [medium for medium in self._dirs if medium in wanted]
+        self._loop_wanted = "loop" in media
+        self._loop = None
         self._paths = {}
         self.file_systems = {}
 
@@ -89,17 +119,25 @@ class Files:
         try:
             for medium in self._media:
                 self._make(medium)
+            if self._loop_wanted:
+                self._loop = self._attach_loop()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_error):
+        if self._loop:
+            subprocess.run(["losetup", "--detach", self._loop], check=False)
         for path in self._paths.values():
             path.unlink(missing_ok=True)
 
     def __getitem__(self, medium):
-        return self._paths.get(medium)
+        return self._loop if medium == "loop" else self._paths.get(medium)
+
+    def _attach_loop(self):
+        argv = ["losetup", "--find", "--show", "--direct-io=on", str(self._paths["ext4"])]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
     def _make(self, medium):
         directory = self._dirs[medium]

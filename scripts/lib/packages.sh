@@ -44,6 +44,21 @@ install_missing() {
     MISSING_PACKAGES=() MISSING_REASONS=()
 }
 
+# Sets PYTHON to a python3, if there is one to one that has Matplotlib, for plots. Those are a luxury: their package is
+# installed only with --yes.
+need_python() {
+    local python
+    need_command python3 python3 "runs the comparison"
+    PYTHON=python3
+    for python in python3 /usr/bin/python3; do
+        ! "$python" -c 'import matplotlib' 2>/dev/null || { PYTHON=$python; return; }
+    done
+    [[ $ASSUME_YES == yes ]] || return 0
+    MISSING_PACKAGES+=(python3-matplotlib) MISSING_REASONS+=("draws the plots")
+    # Where it will be.
+    PYTHON=/usr/bin/python3
+}
+
 need_rust() {
     [[ ! -f $HOME/.cargo/env ]] || command -v cargo >/dev/null || . "$HOME/.cargo/env"
     command -v cargo >/dev/null || die "cargo was not found: install the Rust toolchain (rustup.rs, or your distribution's if it is 1.88 or newer)"
