@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::iovec::{IoVec, is_zero, total_len};
 
@@ -69,6 +70,31 @@ pub(crate) fn pwritev(fd: RawFd, iov: &[IoVec], offset: u64, dsync: bool) -> io:
 pub(crate) fn fdatasync(fd: RawFd) -> io::Result<()> {
     // SAFETY: no memory is passed.
     check(unsafe { libc::fdatasync(fd) }).map(|_| ())
+}
+
+/// fallocate(2): `mode` is of FALLOC_FL_*, offset and length are in bytes.
+pub(crate) fn fallocate(fd: RawFd, mode: libc::c_int, offset: u64, bytes: u64) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::fallocate(fd, mode, kernel_offset(offset)?, kernel_offset(bytes)?) }).map(|_| ())
+}
+
+/// write(2) of a one, which is what signals an eventfd. It may wait for as long as whoever has it too pleases.
+pub(crate) fn add_one(fd: &OwnedFd) -> io::Result<()> {
+    let one = 1u64;
+    // SAFETY: the address is that of 8 bytes.
+    check_size(unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) }).map(|_| ())
+}
+
+/// ppoll(2): waits until a descriptor is readable, and says whether it is. False also when a signal interrupts it.
+pub(crate) fn wait_readable(fd: RawFd, timeout: Duration) -> bool {
+    let mut fds = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let timeout = libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        // Below 10^9.
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // SAFETY: one struct pollfd and a timespec, valid for the call; no signal mask.
+    unsafe { libc::ppoll(&raw mut fds, 1, &raw const timeout, std::ptr::null()) == 1 }
 }
 
 /// lseek(2) with SEEK_DATA: where data begins at or after `offset`. ENXIO: nowhere.

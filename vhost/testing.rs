@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use blockport_block::aio::{AioEngine, AioSettings};
 use rustix::event::EventfdFlags;
 
 /// How long something may take that takes no time when it works.
@@ -53,6 +54,14 @@ impl Event {
         (&self.0).read_exact(&mut count).ok()?;
         Some(u64::from_ne_bytes(count))
     }
+}
+
+/// The settings of a loop on the engine that `BLOCKPORT_TEST_AIO_ENGINE` selects.
+pub(crate) fn aio_settings() -> AioSettings {
+    let name = std::env::var("BLOCKPORT_TEST_AIO_ENGINE").unwrap_or("io_uring".into());
+    let known = AioEngine::NAMES.into_iter().find(|(known, _)| *known == name);
+    let (_, engine) = known.unwrap_or_else(|| panic!("BLOCKPORT_TEST_AIO_ENGINE={name}"));
+    AioSettings { engine, ..AioSettings::default() }
 }
 
 /// Runs what must not block.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use super::{AioContext, AioRemote, PollSettings};
+use super::{AioContext, AioRemote, AioSettings};
 
 /// A named thread with an event loop, shared by any number of exports.
 pub struct Iothread {
@@ -17,8 +17,9 @@ impl Iothread {
     /// Starts the thread and waits until its loop runs.
     ///
     /// # Errors
-    /// The thread or its io_uring could not be made; the error says why.
-    pub fn start(id: &str, settings: PollSettings) -> io::Result<Self> {
+    /// The thread or its engine could not be made; the error says why.
+    pub fn start(id: &str, settings: impl Into<AioSettings>) -> io::Result<Self> {
+        let settings = settings.into();
         let (sender, receiver) = mpsc::channel();
         // The kernel shows 15 characters of a thread's name.
         let thread = std::thread::Builder::new().name(id.to_owned()).spawn(move || {

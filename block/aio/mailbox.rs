@@ -9,10 +9,22 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::AioContext;
 use super::task::TaskHeader;
+use crate::iovec::IoVec;
 
 pub(super) enum Message {
     Run(Box<dyn FnOnce(&AioContext) + Send>),
     Wake(Arc<TaskHeader>),
+    /// A worker thread has carried an operation out, and gives its pieces back.
+    Operation {
+        slot: usize,
+        result: i32,
+        iov: Vec<IoVec>,
+    },
+    /// A worker thread has sent a signal.
+    Signal {
+        slot: usize,
+        result: i32,
+    },
 }
 
 pub(super) struct Mailbox {
@@ -62,12 +74,15 @@ impl Mailbox {
         true
     }
 
-    pub(super) fn take(&self) -> Vec<Message> {
-        if !self.pending.load(Ordering::Relaxed) {
-            return Vec::new();
-        }
+    /// Whether there may be something to take.
+    pub(super) fn has_mail(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Takes all messages; `into` is empty and leaves its room to those that come next.
+    pub(super) fn take(&self, into: &mut Vec<Message>) {
         self.pending.store(false, Ordering::Relaxed);
-        std::mem::take(&mut self.inbox.lock().unwrap_or_else(PoisonError::into_inner).messages)
+        std::mem::swap(&mut self.inbox.lock().unwrap_or_else(PoisonError::into_inner).messages, into);
     }
 
     /// Announces that the loop is about to sleep. Returns false when a message is waiting, and then it must not.

@@ -1,14 +1,20 @@
 //! AioContext: the event loop of one iothread. It owns the order of a turn: reap completions, run ready tasks, poll
-//! virtqueues, then **one** `io_uring_enter` that both submits and waits. It knows nothing of block drivers.
+//! virtqueues, then enter the kernel **once**, to submit and to wait; the engine knows how. It knows nothing of block
+//! drivers.
 //!
 //! An [`AioContext`] never leaves its thread; other threads reach it through its [`AioRemote`].
 
+mod engine;
 mod iothread;
 mod mailbox;
+mod operation;
 mod poll;
+mod signal;
 mod task;
+mod threads;
 mod timer;
 mod uring;
+mod workers;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -22,17 +28,20 @@ use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+pub use engine::AioEngine;
 pub use iothread::Iothread;
 pub use mailbox::{AioRemote, Answer};
+pub use operation::{Completion, Operation, RingOp};
 pub use poll::{PollSettings, Poller};
+pub use signal::{Signal, Watch};
 pub use timer::Sleep;
-pub use uring::{Completion, Operation, RingOp, Signal, Watch};
 
+use engine::Engine;
 use mailbox::{Mailbox, Message};
+use operation::Operations;
 use poll::AdaptivePolling;
 use task::Tasks;
 use timer::Timers;
-use uring::Uring;
 
 /// Something to be done once at the end of the turn in which [`AioContext::at_turn_end`] was called, before the
 /// kernel is entered: publishing a batch of used descriptors, for one.
@@ -56,15 +65,33 @@ pub fn nanoseconds() -> u64 {
     u64::try_from(EPOCH.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
+/// What a loop is made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AioSettings {
+    /// What carries its operations out.
+    pub engine: AioEngine,
+    /// How it polls before it sleeps.
+    pub polling: PollSettings,
+}
+
+impl From<PollSettings> for AioSettings {
+    fn from(polling: PollSettings) -> Self {
+        Self { polling, ..Self::default() }
+    }
+}
+
 /// The event loop of one thread. Cloning it gives another handle on the same loop.
 #[derive(Clone)]
 pub struct AioContext(Rc<Inner>);
 
 struct Inner {
-    uring: Uring,
+    engine: Engine,
+    operations: Operations,
     tasks: Tasks,
     timers: Timers,
     mailbox: Arc<Mailbox>,
+    /// The messages taken out of it; kept for its room.
+    mail: RefCell<Vec<Message>>,
     polling: AdaptivePolling,
     /// The queues to look at in each turn: those that were kicked since the loop last slept.
     hot: RefCell<Vec<Rc<dyn Poller>>>,
@@ -80,17 +107,18 @@ impl AioContext {
     /// Makes the loop of the calling thread.
     ///
     /// # Errors
-    /// io_uring is missing, forbidden or out of resources; the error says which.
-    pub fn new(settings: PollSettings) -> io::Result<Self> {
+    /// The engine is missing, forbidden or out of resources; the error says which.
+    pub fn new(settings: impl Into<AioSettings>) -> io::Result<Self> {
+        let AioSettings { engine, polling } = settings.into();
         let mailbox = Arc::new(Mailbox::new()?);
-        let uring = Uring::new()?;
-        uring.watch_mailbox(mailbox.event());
         let context = Self(Rc::new(Inner {
-            uring,
+            engine: Engine::new(engine, &mailbox)?,
+            operations: Operations::default(),
             tasks: Tasks::default(),
             timers: Timers::default(),
             mailbox,
-            polling: AdaptivePolling::new(settings),
+            mail: RefCell::default(),
+            polling: AdaptivePolling::new(polling),
             hot: RefCell::default(),
             turn_end: RefCell::default(),
             locals: RefCell::default(),
@@ -111,24 +139,32 @@ impl AioContext {
         self.0.tasks.spawn(Box::pin(future), &self.0.mailbox);
     }
 
-    /// Hands one operation to the kernel with this turn's batch. The answer comes to `owner` (see [`RingOp`]).
-    pub fn submit(&self, operation: Operation<'_>, owner: Rc<dyn crate::driver::RingOwner>) -> RingOp {
-        self.0.uring.submit(self, operation, owner)
+    /// The name of the engine that it runs on: `io_uring` or `threads`.
+    pub fn engine(&self) -> &'static str {
+        self.0.engine.name()
     }
 
-    /// Calls `handler` whenever `fd` becomes readable, until the [`Watch`] is dropped. The descriptor is never read.
+    /// Hands one operation over with this turn's batch. The answer comes to `owner` (see [`RingOp`]).
+    pub fn submit(&self, operation: Operation<'_>, owner: Rc<dyn crate::driver::RingOwner>) -> RingOp {
+        let slot = self.0.operations.begin(operation);
+        self.0.engine.submit(slot, &self.0.operations);
+        RingOp::new(self.clone(), owner, slot)
+    }
+
+    /// Calls `handler` whenever `fd` becomes readable, until the [`Watch`] is dropped. The descriptor is never read;
+    /// it must be of a kind that can be waited for, as eventfds, pipes and sockets are, and files and disks are not.
     pub fn watch(&self, fd: Arc<OwnedFd>, handler: Rc<dyn Fn()>) -> Watch {
-        self.0.uring.watch(self, fd, handler)
+        Watch::new(self.clone(), self.0.engine.watch(fd, handler))
     }
 
     /// Adds one to a descriptor with this turn's batch, without ever waiting for it.
     pub fn signal(&self, signal: &Rc<Signal>) {
-        self.0.uring.signal(signal);
+        self.0.engine.signal(signal);
     }
 
-    /// Hands what was submitted so far to the kernel now, rather than at the end of the turn.
+    /// Hands over what was submitted so far now, rather than at the end of the turn.
     pub fn submit_now(&self) {
-        self.0.uring.enter_nowait();
+        self.0.engine.enter_nowait();
     }
 
     /// Lets everything else that is ready run first, for work that would hold the loop too long in one go.
@@ -232,7 +268,7 @@ impl AioContext {
     pub fn turn(&self) {
         let this = &*self.0;
         this.turn_nanoseconds.set(0);
-        let mut progress = this.uring.reap();
+        let mut progress = this.engine.reap(&this.operations);
         progress |= self.run_mailbox();
         progress |= this.timers.fire();
         progress |= this.tasks.run_ready();
@@ -240,12 +276,12 @@ impl AioContext {
         self.run_turn_end();
 
         if this.stopping.get() {
-            this.uring.enter_nowait();
+            this.engine.enter_nowait();
         } else if progress || this.tasks.any_ready() {
             this.polling.progress();
-            this.uring.enter_nowait();
+            this.engine.enter_nowait();
         } else if this.polling.keep_polling(this.hot.borrow().is_empty()) {
-            this.uring.enter_nowait();
+            this.engine.enter_nowait();
             std::hint::spin_loop();
         } else if self.ready_to_sleep() {
             self.sleep_in_kernel();
@@ -277,14 +313,22 @@ impl AioContext {
     }
 
     fn run_mailbox(&self) -> bool {
-        let messages = self.0.mailbox.take();
-        let any = !messages.is_empty();
-        for message in messages {
+        let this = &*self.0;
+        if !this.mailbox.has_mail() {
+            return false;
+        }
+        let mut mail = this.mail.take();
+        this.mailbox.take(&mut mail);
+        let any = !mail.is_empty();
+        for message in mail.drain(..) {
             match message {
                 Message::Run(run) => run(self),
-                Message::Wake(task) => self.0.tasks.make_ready(task),
+                Message::Wake(task) => this.tasks.make_ready(task),
+                Message::Operation { slot, result, iov } => this.operations.done_elsewhere(slot, result, iov),
+                Message::Signal { slot, result } => this.engine.signal_done(slot, result),
             }
         }
+        this.mail.replace(mail);
         any
     }
 
@@ -307,14 +351,14 @@ impl AioContext {
         }
         let timeout = this.timers.next().map(|at| at.saturating_duration_since(Instant::now()));
         let before = this.polling.before_sleep();
-        this.uring.enter_wait(timeout);
+        this.engine.enter_wait(timeout);
         this.polling.after_sleep(before);
         this.mailbox.woke();
     }
 
-    /// Whether operations are in the kernel; for tests.
+    /// How many operations are under way; for tests.
     pub fn operations_in_flight(&self) -> usize {
-        self.0.uring.operations_in_flight()
+        self.0.operations.in_flight()
     }
 }
 
@@ -325,4 +369,4 @@ impl Drop for Inner {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
-use blockport_block::aio::{AioContext, PollSettings};
+use blockport_block::aio::{AioContext, AioSettings};
 use blockport_block::options::parse_keyval;
 use blockport_block::throttle::{Limited, Rate, ThrottleLimits};
 use blockport_block::{Child, ChildChannel, Graph, Node, OpenResult, Permissions};
@@ -61,9 +61,14 @@ impl Drop for TempDir {
     }
 }
 
+/// The settings of an event loop on the engine that the test binary is for.
+pub fn settings() -> AioSettings {
+    AioSettings { engine: crate::ENGINE, ..AioSettings::default() }
+}
+
 /// An event loop of the calling thread.
 pub fn context() -> AioContext {
-    AioContext::new(PollSettings::default()).expect("io_uring works here")
+    AioContext::new(settings()).expect("the engine works here")
 }
 
 /// Opens one node from its options as key=value, in a graph of its own, which has the throttle groups `unlimited`,

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use blockport_block::aio::{AioContext, PollSettings, Signal};
+use blockport_block::aio::{AioContext, AioEngine, AioSettings, Signal};
 
 use super::*;
 use crate::testing::{Event, ends, memfd};
@@ -10,8 +10,10 @@ use crate::testing::{Event, ends, memfd};
 /// The largest value that an eventfd's counter takes.
 const FULL: u64 = u64::MAX - 1;
 
-fn context() -> AioContext {
-    AioContext::new(PollSettings::default()).expect("io_uring works here")
+const ENGINES: [AioEngine; 2] = [AioEngine::IoUring, AioEngine::Threads];
+
+fn context(engine: AioEngine) -> AioContext {
+    AioContext::new(AioSettings { engine, ..AioSettings::default() }).expect("both engines work here")
 }
 
 /// Signals, and lets the loop go on for a while.
@@ -25,8 +27,8 @@ fn signal(context: &AioContext, fd: &Arc<OwnedFd>, times: usize) {
 
 #[test]
 fn each_signal_adds_one() {
-    for event in [Event::blocking(), Event::non_blocking()] {
-        signal(&context(), &take_notifier(event.file()).expect("an eventfd will do"), 2);
+    for (engine, event) in ENGINES.into_iter().flat_map(|e| [(e, Event::blocking()), (e, Event::non_blocking())]) {
+        signal(&context(engine), &take_notifier(event.file()).expect("an eventfd will do"), 2);
         assert_eq!(event.take(), Some(2));
     }
 }
@@ -41,7 +43,7 @@ fn what_blocks_whatever_its_flags_say_is_refused() {
 
 #[test]
 fn a_full_counter_blocks_nobody_even_if_the_front_end_makes_it_blocking_again() {
-    for cleared in [false, true] {
+    for (engine, cleared) in ENGINES.into_iter().flat_map(|engine| [(engine, false), (engine, true)]) {
         let event = Event::non_blocking();
         let fd = take_notifier(event.file()).expect("an eventfd will do");
         event.add(FULL);
@@ -49,7 +51,7 @@ fn a_full_counter_blocks_nobody_even_if_the_front_end_makes_it_blocking_again() 
             // The flag belongs to the open file, which the front-end has too.
             fcntl_setfl(&fd, OFlags::RDWR).expect("it is ours as well");
         }
-        ends(move || signal(&context(), &fd, 3));
+        ends(move || signal(&context(engine), &fd, 3));
         fcntl_setfl(event.file(), OFlags::RDWR | OFlags::NONBLOCK).expect("it is ours as well");
         assert_eq!(event.take(), Some(FULL));
     }
@@ -57,16 +59,18 @@ fn a_full_counter_blocks_nobody_even_if_the_front_end_makes_it_blocking_again() 
 
 #[test]
 fn a_full_or_closed_pipe_does_not_block() {
-    let (mut reader, writer) = std::io::pipe().expect("a pipe");
-    let fd = take_notifier(OwnedFd::from(writer).into()).expect("a pipe will do");
-    let mut filler = File::from(fd.try_clone().expect("a copy"));
-    while std::io::Write::write(&mut filler, &[0; 4096]).is_ok() {}
-    let fd = ends(move || {
-        signal(&context(), &fd, 3);
-        fd
-    });
-    let mut some = [0; 4096];
-    reader.read_exact(&mut some).expect("it is full");
-    drop(reader);
-    ends(move || signal(&context(), &fd, 3));
+    for engine in ENGINES {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let fd = take_notifier(OwnedFd::from(writer).into()).expect("a pipe will do");
+        let mut filler = File::from(fd.try_clone().expect("a copy"));
+        while std::io::Write::write(&mut filler, &[0; 4096]).is_ok() {}
+        let fd = ends(move || {
+            signal(&context(engine), &fd, 3);
+            fd
+        });
+        let mut some = [0; 4096];
+        reader.read_exact(&mut some).expect("it is full");
+        drop(reader);
+        ends(move || signal(&context(engine), &fd, 3));
+    }
 }

@@ -3,15 +3,15 @@
 use std::future::Future;
 use std::time::Instant;
 
-use blockport_block::aio::PollSettings;
+use blockport_block::aio::{AioSettings, PollSettings};
 use blockport_block::options::parse_keyval;
 use blockport_block::{BlockBackend, Graph, Permissions};
 
 use super::*;
 use crate::config_space::RangeLimits;
 use crate::notifier::take_notifier;
-use crate::testing::Event;
 use crate::testing::guest::{BUFFERS, Descriptor, Guest, NEXT, WRITE};
+use crate::testing::{Event, aio_settings};
 use crate::virtqueue::RingFeatures;
 
 const EVENTS: RingFeatures = RingFeatures { event_idx: true, indirect: false };
@@ -40,8 +40,8 @@ impl Fixture {
         let node = Graph::default().blockdev_add(options).expect("a null disk");
         let backend = BlockBackend::with_root("b", node, Permissions::device(true)).expect("nobody else uses it");
         // Without spinning, so that an idle loop sleeps at once.
-        let context = AioContext::new(PollSettings { poll_max_ns: 0, ..PollSettings::default() });
-        let context = context.expect("io_uring works here");
+        let polling = PollSettings { poll_max_ns: 0, ..PollSettings::default() };
+        let context = AioContext::new(AioSettings { polling, ..aio_settings() }).expect("the engine works here");
         let channel = backend.channel(&context).expect("the node is active");
         let device = DeviceModel {
             serial: [0; 20],

@@ -3,14 +3,14 @@
 
 use std::rc::Rc;
 
-use blockport_block::aio::{AioContext, PollSettings};
+use blockport_block::aio::AioContext;
 use blockport_block::iovec::AlignedBuffer;
 use blockport_block::options::parse_keyval;
 use blockport_block::{BackendChannel, BlockBackend, Graph, Permissions};
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::cases;
+use crate::testing::{aio_settings, cases};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -34,7 +34,7 @@ impl Disk {
         let options = parse_keyval(&format!("memory,node-name=d,size={DISK},discard=unmap"), Some("driver"));
         let node = Graph::default().blockdev_add(options.expect("syntax")).expect("a disk in memory");
         let backend = BlockBackend::with_root("b", node, Permissions::device(true)).expect("nobody else uses it");
-        let context = AioContext::new(PollSettings::default()).expect("io_uring works here");
+        let context = AioContext::new(aio_settings()).expect("the engine works here");
         let channel = backend.channel(&context).expect("the node is active");
         let ranges = RangeLimits::new(&backend.limits(), 512);
         let device = DeviceModel { serial: SERIAL, writable: true, can_discard: true, block_size: 512, ranges };

@@ -38,7 +38,7 @@ pub(super) const ROW: DriverRow = DriverRow {
             "locking",
             "auto (default), on, off: keep other processes from using the image by locks that QEMU understands",
         ),
-        ("aio", "threads, native or io_uring, as other programs take it; io_uring serves all of them"),
+        ("aio", "threads, native or io_uring, as other programs take it; the iothread's aio-engine decides"),
     ],
     open,
 };
@@ -110,7 +110,7 @@ fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn 
     let locking = options.take_enum("locking", &locking).map_err(OpenError::new)?.unwrap_or(Locking::Auto);
     let engines = [("threads", "threads"), ("native", "native"), ("io_uring", "io_uring")];
     if let Some(engine) = options.take_enum("aio", &engines).map_err(OpenError::new)? {
-        tracing::debug!("{source}: aio={engine} is served by io_uring");
+        tracing::debug!("{source}: aio={engine} says nothing here; the iothread's aio-engine decides");
     }
     options
         .take_unsupported(&["pr-manager", "drop-cache", "aio-max-batch", "x-check-cache-dropped"])

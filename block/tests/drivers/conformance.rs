@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blockport_block::aio::{Iothread, PollSettings};
+use blockport_block::aio::Iothread;
 use blockport_block::driver::WriteFlags;
 use blockport_block::drivers::DRIVERS;
 use blockport_block::iovec::AlignedBuffer;
@@ -12,7 +12,7 @@ use blockport_block::{BlockBackend, BlockError, Permissions, RequestKind};
 
 use crate::testing::fixtures::{self, Fixture};
 use crate::testing::oracle::{Oracle, read};
-use crate::testing::{channel, context, open, opened, user, writer};
+use crate::testing::{channel, context, open, opened, settings, user, writer};
 
 /// No multiple of 4096, so that the last block is a part of one.
 const SIZE: u64 = 300 * 512;
@@ -168,7 +168,7 @@ fn resizing_keeps_what_is_left_and_adds_zeroes() {
     for_each(SIZE, |fixture| {
         let (_graph, node) = opened(&fixture.options);
         let backend = BlockBackend::with_root("b", node.clone(), writer()).expect("nobody else uses the node");
-        let iothread = Iothread::start("io", PollSettings::default()).expect("io_uring works here");
+        let iothread = Iothread::start("io", settings()).expect("the engine works here");
         let fill = |size: u64| {
             let backend = backend.clone();
             let filled = iothread.remote().call(move |context, answer| {
@@ -299,7 +299,7 @@ fn a_drain_waits_for_what_is_in_flight_and_parks_the_rest() {
     for_each(SIZE, |fixture| {
         let (_graph, node) = opened(&fixture.options);
         let backend = BlockBackend::with_root("b", node.clone(), writer()).expect("nobody else uses the node");
-        let iothread = Iothread::start("io", PollSettings::default()).expect("io_uring works here");
+        let iothread = Iothread::start("io", settings()).expect("the engine works here");
         let done = Arc::new(AtomicU64::new(0));
         let start = |count: u64| {
             let (backend, done) = (backend.clone(), done.clone());

@@ -1,4 +1,5 @@
-//! Tests of the block drivers through the public interface, in one binary.
+//! Tests of the block drivers through the public interface, in one binary, on io_uring.
+//! `tests/drivers_threads` is the same on worker threads.
 
 mod allocations;
 mod conformance;
@@ -7,3 +8,5 @@ mod file;
 #[path = "../../testing/mod.rs"]
 mod testing;
 mod throttle;
+
+const ENGINE: blockport_block::aio::AioEngine = blockport_block::aio::AioEngine::IoUring;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::Graph;
-use crate::aio::PollSettings;
+use crate::aio::AioSettings;
+use crate::aio::tests::engine;
 use crate::backend::BlockBackend;
 use crate::iovec::AlignedBuffer;
 use crate::options::parse_keyval;
@@ -15,7 +16,7 @@ use crate::permissions::Permissions;
 const EIO: i32 = libc::EIO;
 
 fn context() -> AioContext {
-    AioContext::new(PollSettings::default()).expect("io_uring works here")
+    AioContext::new(AioSettings { engine: engine(), ..AioSettings::default() }).expect("the engine works here")
 }
 
 /// A file on the disk that the test itself was built on.

@@ -1,0 +1,16 @@
+//! The tests of `tests/drivers` once more, on worker threads in place of io_uring.
+
+#[path = "../drivers/allocations.rs"]
+mod allocations;
+#[path = "../drivers/conformance.rs"]
+mod conformance;
+#[path = "../drivers/faults.rs"]
+mod faults;
+#[path = "../drivers/file.rs"]
+mod file;
+#[path = "../../testing/mod.rs"]
+mod testing;
+#[path = "../drivers/throttle.rs"]
+mod throttle;
+
+const ENGINE: blockport_block::aio::AioEngine = blockport_block::aio::AioEngine::Threads;
