@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use blockport_block::aio::{AioRemote, Iothread, PollSettings};
+use blockport_block::aio::{AioRemote, AioSettings, Iothread, PollSettings};
 use blockport_block::{BlockBackend, Graph, OpenError, OpenResult, Permissions, RequestKind};
 use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
 use nix::errno::Errno;
@@ -155,9 +155,10 @@ impl Daemon {
     }
 
     fn add_iothread(&mut self, config: &IothreadConfig) -> OpenResult {
-        let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink } = config;
+        let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink, aio_engine } = config;
         self.check_object_id(id)?;
-        let settings = PollSettings { poll_max_ns: *poll_max_ns, poll_grow: *poll_grow, poll_shrink: *poll_shrink };
+        let polling = PollSettings { poll_max_ns: *poll_max_ns, poll_grow: *poll_grow, poll_shrink: *poll_shrink };
+        let settings = AioSettings { engine: *aio_engine, polling };
         let iothread = Iothread::start(id, settings).map_err(|e| OpenError(format!("iothread \"{id}\": {e}")))?;
         self.iothreads.insert(id.clone(), iothread);
         Ok(())

@@ -2,6 +2,7 @@
 //!
 //! blockport is tested. `BLOCKPORT_TEST_BACKEND=qsd` runs the same tests on qemu-storage-daemon, which shows what is
 //! wrong with a test rather than with the daemon: it passes where the specification says that it is right.
+//! `BLOCKPORT_TEST_AIO_ENGINE` selects the engine of blockport's iothreads.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -64,6 +65,7 @@ pub struct Setup {
     wrapper: Vec<String>,
     iothreads: usize,
     objects: Vec<String>,
+    engine: Option<String>,
     blockdevs: Vec<String>,
     node: String,
     export: String,
@@ -79,6 +81,7 @@ impl Setup {
             wrapper: Vec::new(),
             iothreads: 1,
             objects: Vec::new(),
+            engine: std::env::var("BLOCKPORT_TEST_AIO_ENGINE").ok(),
             blockdevs: blockdevs.iter().map(ToString::to_string).collect(),
             node: node.to_string(),
             export: "writable=on".to_string(),
@@ -151,6 +154,11 @@ impl Setup {
         Self { iothreads, ..self }
     }
 
+    /// The engine of the iothreads, whatever the environment selects.
+    pub fn engine(self, engine: &str) -> Self {
+        Self { engine: Some(engine.to_string()), ..self }
+    }
+
     pub fn program(self, program: Program) -> Self {
         Self { program, ..self }
     }
@@ -169,8 +177,10 @@ impl Setup {
         let mut words = self.wrapper.iter().map(String::as_str).chain([self.program.path()]);
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words);
+        let engine = self.engine.as_ref().filter(|_| self.program == Program::Blockport);
+        let engine = engine.map(|engine| format!(",aio-engine={engine}")).unwrap_or_default();
         for iothread in 0..self.iothreads {
-            command.args(["--object", &format!("iothread,id=t{iothread}")]);
+            command.args(["--object", &format!("iothread,id=t{iothread}{engine}")]);
         }
         for object in &self.objects {
             command.args(["--object", object]);
@@ -292,6 +302,16 @@ impl Backend {
         let fields = stat.rsplit(')').next().expect("fields");
         let times = fields.split_whitespace().skip(11).take(2);
         times.map(|ticks| ticks.parse::<u64>().expect("a number of ticks")).sum()
+    }
+
+    /// Context switches of all threads so far, voluntary and not.
+    pub fn context_switches(&self) -> u64 {
+        let tasks = std::fs::read_dir(self.proc("task")).expect("threads of a running process").flatten();
+        let of = |status: String| -> u64 {
+            let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+            lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+        };
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok()).map(of).sum()
     }
 
     /// How many descriptors it has open.

@@ -39,16 +39,6 @@ fn at_rest(socket: &Path) -> Device {
     device
 }
 
-/// Context switches of all threads so far, voluntary and not.
-fn context_switches(backend: &Backend) -> u64 {
-    let tasks = std::fs::read_dir(backend.proc("task")).expect("threads");
-    let of = |status: String| -> u64 {
-        let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
-        lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
-    };
-    tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok()).map(of).sum()
-}
-
 fn rss_anon_kib(backend: &Backend) -> u64 {
     let status = std::fs::read_to_string(backend.proc("status")).expect("status");
     let line = status.lines().find(|line| line.starts_with("RssAnon")).expect("RssAnon");
@@ -63,9 +53,9 @@ fn an_idle_daemon_with_connected_front_ends_uses_no_cpu() {
     let _devices =
         [at_rest(backend.socket()), at_rest(&dir.path().join("0.sock")), at_rest(&dir.path().join("1.sock"))];
     std::thread::sleep(SETTLE);
-    let (switches, ticks) = (context_switches(&backend), backend.cpu_ticks());
+    let (switches, ticks) = (backend.context_switches(), backend.cpu_ticks());
     std::thread::sleep(IDLE);
-    assert_eq!((context_switches(&backend), backend.cpu_ticks()), (switches, ticks));
+    assert_eq!((backend.context_switches(), backend.cpu_ticks()), (switches, ticks));
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod command_lines;
 mod config_space;
 mod connections;
 mod differential;
+mod engines;
 mod faults;
 mod features;
 mod framings;

@@ -5,13 +5,15 @@
 
 use std::path::PathBuf;
 
+use blockport_block::aio::AioEngine;
 use blockport_block::options::Options;
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::options::{
-    CacheMode, Config, Disk, ExportConfig, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT,
-    SocketAddress, Step, UsageError, check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size,
-    parse_socket_mode,
+    CacheMode, Config, Disk, ExportConfig, IothreadConfig, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT,
+    SEG_MAX_LIMIT, SocketAddress, Step, UsageError, check_queue_size_max, check_serial, check_socket_path,
+    parse_logical_block_size, parse_socket_mode,
 };
 
 /// The permissions of the socket unless stated: whoever may connect may read and write the disk.
@@ -105,6 +107,16 @@ pub struct ServeArgs {
     )]
     poll_max_ns: u64,
 
+    /// What carries the I/O out: io_uring, threads (slower), or auto, which is threads where there is no io_uring
+    #[arg(
+        long,
+        value_name = "ENGINE",
+        default_value = "auto",
+        value_parser = PossibleValuesParser::new(AioEngine::NAMES.map(|(name, _)| name)).map(aio_engine),
+        help_heading = "Threads"
+    )]
+    aio_engine: AioEngine,
+
     /// The permissions of the socket file, in octal
     #[arg(
         long,
@@ -132,6 +144,10 @@ fn socket_mode(text: &str) -> Result<u32, String> {
     parse_socket_mode(text).map_err(|expected| format!("must be {expected}"))
 }
 
+fn aio_engine(name: String) -> AioEngine {
+    AioEngine::NAMES.into_iter().find_map(|(known, engine)| (known == name).then_some(engine)).unwrap_or_default()
+}
+
 impl ServeArgs {
     /// The configuration that serves this disk, its announcement included.
     ///
@@ -155,7 +171,12 @@ impl ServeArgs {
         }
         let disk = Disk { path: self.disk, format: self.format, read_only: self.read_only, cache: self.cache };
         let mut config = Config::default();
-        disk.configure(&mut config, export, self.iothreads, Some(self.poll_max_ns))?;
+        let iothread = IothreadConfig {
+            poll_max_ns: self.poll_max_ns,
+            aio_engine: self.aio_engine,
+            ..IothreadConfig::new(Disk::IOTHREAD_NAME)
+        };
+        disk.configure(&mut config, export, self.iothreads, &iothread)?;
         config.announcement = Some(announcement(&config));
         Ok(config)
     }
@@ -296,6 +317,7 @@ mod tests {
             "--logical-block-size=4k",
             "--cache=directsync",
             "--poll-max-ns=0",
+            "--aio-engine=threads",
             "--socket-mode=0660",
             "--socket-group=kvm",
             "--seg-max=254",
@@ -317,7 +339,7 @@ mod tests {
         let [Step::Iothread(first), Step::Iothread(_), Step::Blockdev(node), _] = config.steps.as_slice() else {
             panic!("{:?}", config.steps);
         };
-        assert_eq!(first.poll_max_ns, 0);
+        assert_eq!((first.poll_max_ns, first.aio_engine), (0, AioEngine::Threads));
         assert_eq!(node.peek_str("driver"), Some("qcow2"));
         assert_eq!(node.to_json()["read-only"], true);
     }
@@ -333,6 +355,7 @@ mod tests {
             ("--cache=maybe", "writethrough"),
             ("--socket-mode=0999", "octal"),
             ("--poll-max-ns=-1", "--poll-max-ns"),
+            ("--aio-engine=aio", "io_uring"),
             ("--queue-size-max=3", "power of two"),
             ("--seg-max=2000", "--seg-max"),
         ] {

@@ -57,16 +57,17 @@ pub struct Disk {
 impl Disk {
     /// The name of the disk's node, and of its export.
     pub const NODE_NAME: &str = "disk";
+    /// The name of its iothreads, before their number.
+    pub const IOTHREAD_NAME: &str = "iothread";
 
-    /// Adds the steps that serve this disk: `iothreads` iothreads, a node, and `export` spread over the iothreads.
-    ///
-    /// `poll_max_ns` is in nanoseconds; None keeps an iothread's default.
+    /// Adds the steps that serve this disk: `iothreads` iothreads like `iothread`, which gives them its name with a
+    /// number, a node, and `export` spread over the iothreads.
     pub fn configure(
         &self,
         config: &mut Config,
         export: ExportConfig,
         iothreads: u16,
-        poll_max_ns: Option<u64>,
+        iothread: &IothreadConfig,
     ) -> Result<(), UsageError> {
         let Some(filename) = self.path.to_str() else {
             return Err(UsageError::new(format!("{:?}: the path of an image must be UTF-8", self.path)));
@@ -77,11 +78,9 @@ impl Disk {
         };
         config.notices.extend(notice);
 
-        let names: Vec<String> = (0..iothreads).map(|index| format!("iothread{index}")).collect();
+        let names: Vec<String> = (0..iothreads).map(|index| format!("{}{index}", iothread.id)).collect();
         for name in &names {
-            let mut iothread = IothreadConfig::new(name);
-            iothread.poll_max_ns = poll_max_ns.unwrap_or(iothread.poll_max_ns);
-            config.steps.push(Step::Iothread(iothread));
+            config.steps.push(Step::Iothread(IothreadConfig { id: name.clone(), ..iothread.clone() }));
         }
         config.steps.push(Step::Blockdev(self.node(filename, cache)));
         config.steps.push(Step::Export(ExportConfig {
@@ -124,7 +123,8 @@ mod tests {
     fn steps(cache: CacheMode) -> (Options, ExportConfig) {
         let export = ExportConfig::new("disk", "disk", SocketAddress::Fd(3));
         let mut config = Config::default();
-        disk(Some(cache)).configure(&mut config, export, 2, Some(7)).expect("a config");
+        let iothread = IothreadConfig { poll_max_ns: 7, ..IothreadConfig::new(Disk::IOTHREAD_NAME) };
+        disk(Some(cache)).configure(&mut config, export, 2, &iothread).expect("a config");
         let mut steps = config.steps.into_iter();
         for name in ["iothread0", "iothread1"] {
             let expected = IothreadConfig { poll_max_ns: 7, ..IothreadConfig::new(name) };

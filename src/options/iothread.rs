@@ -2,6 +2,7 @@
 //!
 //! This file owns [`IothreadConfig`], its defaults and its reading from an option tree. It never starts a thread.
 
+use blockport_block::aio::AioEngine;
 use blockport_block::options::{Options, Result, is_valid_id};
 
 /// How long an iothread polls at most before it sleeps, in nanoseconds, unless stated.
@@ -18,12 +19,20 @@ pub struct IothreadConfig {
     pub poll_grow: u64,
     /// The divisor by which the polling time shrinks after polling in vain. 0: back to no polling at once.
     pub poll_shrink: u64,
+    /// What carries its I/O out.
+    pub aio_engine: AioEngine,
 }
 
 impl IothreadConfig {
     /// An iothread with the defaults.
     pub fn new(id: impl Into<String>) -> Self {
-        Self { id: id.into(), poll_max_ns: POLL_MAX_NS_DEFAULT, poll_grow: 0, poll_shrink: 0 }
+        Self {
+            id: id.into(),
+            poll_max_ns: POLL_MAX_NS_DEFAULT,
+            poll_grow: 0,
+            poll_shrink: 0,
+            aio_engine: AioEngine::Auto,
+        }
     }
 
     /// Reads an iothread from the options of `--object`, less `qom-type`, all of them.
@@ -46,6 +55,9 @@ impl IothreadConfig {
         if let Some(divisor) = options.take_u64_in("poll-shrink", RANGE)? {
             iothread.poll_shrink = divisor;
         }
+        if let Some(engine) = options.take_enum("aio-engine", &AioEngine::NAMES)? {
+            iothread.aio_engine = engine;
+        }
         options.take_unsupported(&["aio-max-batch", "thread-pool-min", "thread-pool-max"])?;
         options.finish()?;
         Ok(iothread)
@@ -65,8 +77,14 @@ mod tests {
     #[test]
     fn defaults_and_everything_set() {
         assert_eq!(read("id=t").expect("minimal"), IothreadConfig::new("t"));
-        let all = IothreadConfig { poll_max_ns: 0, poll_grow: 3, poll_shrink: 4, ..IothreadConfig::new("t") };
-        assert_eq!(read("id=t,poll-max-ns=0,poll-grow=3,poll-shrink=4").expect("all"), all);
+        let all = IothreadConfig {
+            poll_max_ns: 0,
+            poll_grow: 3,
+            poll_shrink: 4,
+            aio_engine: AioEngine::Threads,
+            ..IothreadConfig::new("t")
+        };
+        assert_eq!(read("id=t,poll-max-ns=0,poll-grow=3,poll-shrink=4,aio-engine=threads").expect("all"), all);
     }
 
     #[test]
@@ -77,6 +95,7 @@ mod tests {
             ("id=t,poll-max-ns=1k", r#"option "poll-max-ns" must be a whole number from 0, not "1k""#),
             ("id=t,aio-max-batch=1", r#"option "aio-max-batch" is not supported yet"#),
             ("id=t,thread-pool-max=1", r#"option "thread-pool-max" is not supported yet"#),
+            ("id=t,aio-engine=native", r#"option "aio-engine" must be one of auto, io_uring, threads, not "native""#),
             ("id=t,x=1", r#"option "x" is unknown"#),
         ] {
             assert_eq!(read(text).expect_err(text).to_string(), complaint, "{text}");

@@ -35,10 +35,12 @@ const UNSUPPORTED: &[(&str, &str)] =
 #[command(next_help_heading = "Any graph of nodes, in the style of qemu-storage-daemon")]
 #[allow(rustdoc::broken_intra_doc_links, reason = "the comments are help texts, where brackets mean optional parts")]
 pub struct StorageDaemonArgs {
-    /// Create an object: iothread,id=ID[,poll-max-ns=NS][,poll-grow=N][,poll-shrink=N] or throttle-group,id=ID[,limits.LIMIT=N]...
+    /// Create an object: iothread,id=ID[,OPTION=VALUE]... or throttle-group,id=ID[,limits.LIMIT=N]...
     ///
     /// An iothread runs queues of the exports that name it. It polls for up to poll-max-ns nanoseconds (32768) before
-    /// it sleeps; 0 never polls.
+    /// it sleeps; 0 never polls. That time adapts by the factor poll-grow (2) and the divisor poll-shrink (0: from the
+    /// start). aio-engine says what carries its I/O out: io_uring, threads (slower), or auto (the default), which is
+    /// threads where there is no io_uring.
     ///
     /// A throttle-group limits what all nodes of driver `throttle` that name it do together. LIMIT is iops-total, or
     /// iops-read and iops-write, operations per second, and bps-total, or bps-read and bps-write, bytes per second; each
@@ -158,8 +160,8 @@ fn object(text: &str) -> Result<Object, UsageError> {
     match text {
         "help" | "?" => return Ok(Object::Help("Objects:\n  iothread\n  throttle-group\n".to_owned())),
         "iothread,help" | "iothread,?" => {
-            let properties = "iothread properties:\n  poll-grow=<int>\n  poll-max-ns=<int>\n  poll-shrink=<int>\n";
-            return Ok(Object::Help(properties.to_owned()));
+            let properties = "  aio-engine=<auto|io_uring|threads>\n  poll-grow=<int>\n  poll-max-ns=<int>\n";
+            return Ok(Object::Help(format!("iothread properties:\n{properties}  poll-shrink=<int>\n")));
         }
         "throttle-group,help" | "throttle-group,?" => {
             let limits = ThrottleLimits::default().values();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::export::check_socket_path;
-use super::{Config, Disk, ExportConfig, Invocation, SocketAddress, UsageError};
+use super::{Config, Disk, ExportConfig, Invocation, IothreadConfig, SocketAddress, UsageError};
 
 /// Queues of the export. A front-end that counts its own virtual CPUs refuses a back-end with fewer queues, and these
 /// conventions have no option to ask for more; a queue that no front-end starts costs next to nothing.
@@ -80,7 +80,7 @@ impl VhostUserProgramArgs {
             ..ExportConfig::new(Disk::NODE_NAME, Disk::NODE_NAME, socket)
         };
         let mut config = Config::default();
-        disk.configure(&mut config, export, 1, None)?;
+        disk.configure(&mut config, export, 1, &IothreadConfig::new(Disk::IOTHREAD_NAME))?;
         Ok(Invocation::Start(config))
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blockport_block::aio::{Iothread, PollSettings};
+use blockport_block::aio::Iothread;
 use blockport_block::iovec::AlignedBuffer;
 use blockport_block::throttle::{Limited, Rate, ThrottleLimits};
 use blockport_block::{BlockBackend, Graph};
 
-use crate::testing::{opened_in, writer};
+use crate::testing::{opened_in, settings, writer};
 
 /// Longer than any test may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -33,7 +33,7 @@ impl Disk {
         let options = "throttle,throttle-group=g,file.driver=null-co,file.read-zeroes=on";
         let node = opened_in(graph, &format!("{options},node-name={name}"));
         let backend = BlockBackend::with_root(name, node, writer()).expect("nobody else uses the node");
-        let iothread = Iothread::start(name, PollSettings::default()).expect("io_uring works here");
+        let iothread = Iothread::start(name, settings()).expect("the engine works here");
         Self { backend, iothread, done: Arc::default() }
     }
 
