@@ -56,6 +56,11 @@ impl Accounting {
         }
     }
 
+    /// Takes a failure back: the request is kept, and done again later.
+    pub(crate) fn not_failed(&self, kind: RequestKind) {
+        add(&self.0[kind as usize].failed, 1u64.wrapping_neg());
+    }
+
     pub(crate) fn invalid(&self, kind: RequestKind) {
         add(&self.0[kind as usize].invalid, 1);
     }

@@ -4,29 +4,55 @@
 //! The control thread owns [`BlockBackend`]; each iothread has a [`BackendChannel`], through which requests go.
 
 mod channel;
+mod device;
+mod errors;
+mod media;
+mod notifiers;
+mod rebuild;
+mod root;
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::accounting::{Accounting, Statistics};
 use crate::aio::{AioContext, AioRemote, Answer, reserve_locals};
 use crate::child::Child;
 use crate::dev_ops::BlockDevOps;
-use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
-use crate::limits::BlockLimits;
-use crate::node::{Hurry, Node, SECTOR};
+use crate::error::{BlockError, BlockResult, OpenResult};
+use crate::node::{Hurry, Node, NodeOptions, SECTOR};
+use crate::on_error::OnError;
 use crate::permissions::Permissions;
 
 pub use channel::{BackendChannel, Completed, Request, Submitted};
+pub use device::Attached;
+pub use media::TrayOpening;
+pub use notifiers::{BackendNotice, Notifier};
+pub(crate) use rebuild::{abort, commit, prepare, rebuild};
+
+use notifiers::Notifiers;
 
 /// The drive as its device model and its user see it.
+///
+/// The last reference must not be given up on an iothread.
 pub struct BlockBackend {
+    /// Itself, for the edge to its medium.
+    this: Weak<Self>,
     /// Tells the channels of one backend from another's on the same iothread.
     number: u64,
-    name: String,
+    label: String,
+    /// As the monitor named it; see `backends.rs`.
+    name: Mutex<Option<String>>,
     root: Mutex<Option<Arc<Child>>>,
+    /// What the device needs of its medium, whichever that is.
+    permissions: Mutex<Permissions>,
+    /// The options of the last medium.
+    root_state: Mutex<Option<Arc<NodeOptions>>>,
+    /// Counts media, so that what was asked of one never reaches another.
+    medium: AtomicU64,
     device: Mutex<Option<Arc<dyn BlockDevOps>>>,
+    notifiers: Arc<Notifiers>,
+    on_error: Arc<OnError>,
     write_cache: AtomicBool,
     /// The unit of the device's requests, in bytes.
     block_size: AtomicU32,
@@ -35,6 +61,8 @@ pub struct BlockBackend {
     hurry: Mutex<Option<Hurry>>,
     /// Whether that is above 0, for channels that are made meanwhile.
     is_quiesced: AtomicBool,
+    /// Counts how often it went above 0.
+    quiesce_epoch: AtomicU64,
     channels: Mutex<Vec<ChannelHandle>>,
 }
 
@@ -45,18 +73,27 @@ struct ChannelHandle {
 }
 
 impl BlockBackend {
-    /// A backend without a medium, with its write cache on. `name` is what errors, logs and events call it.
-    pub fn new(name: &str) -> Arc<Self> {
-        Arc::new(Self {
+    /// A backend without a medium, with its write cache on, in no list: see [`crate::Graph::create_backend`]. `label` is
+    /// what errors, logs and events call it: the id of its device.
+    pub fn new(label: &str) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
             number: reserve_locals(1),
-            name: name.to_owned(),
+            label: label.to_owned(),
+            name: Mutex::default(),
             root: Mutex::default(),
+            permissions: Mutex::new(Permissions::UNUSED),
+            root_state: Mutex::default(),
+            medium: AtomicU64::new(0),
             device: Mutex::default(),
+            notifiers: Arc::default(),
+            on_error: Arc::default(),
             write_cache: AtomicBool::new(true),
             block_size: AtomicU32::new(SECTOR as u32),
             quiesced: Mutex::default(),
             hurry: Mutex::default(),
             is_quiesced: AtomicBool::new(false),
+            quiesce_epoch: AtomicU64::new(0),
             channels: Mutex::default(),
         })
     }
@@ -65,108 +102,30 @@ impl BlockBackend {
     ///
     /// # Errors
     /// See [`BlockBackend::insert`].
-    pub fn with_root(name: &str, node: Arc<Node>, permissions: Permissions) -> OpenResult<Arc<Self>> {
-        let backend = Self::new(name);
+    pub fn with_root(label: &str, node: Arc<Node>, permissions: Permissions) -> OpenResult<Arc<Self>> {
+        let backend = Self::new(label);
         backend.insert(node, permissions)?;
         Ok(backend)
     }
 
-    /// What errors, logs and events call it.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// What errors, logs and events call it: the id of its device.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The name that the monitor gave it; `None` while it is anonymous.
+    pub fn name(&self) -> Option<String> {
+        lock(&self.name).clone()
+    }
+
+    pub(crate) fn set_name(&self, name: Option<String>) {
+        *lock(&self.name) = name;
     }
 
     /// Says in which unit, in bytes, the device reads and writes: 512 until told otherwise. A medium whose own blocks are
     /// no larger needs no padding. Before a medium is inserted.
     pub fn set_block_size(&self, bytes: u32) {
         self.block_size.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Puts a medium in. Control thread.
-    ///
-    /// # Errors
-    /// There is one already, or another user of the node does not share what `permissions` hold; nothing has changed.
-    pub fn insert(&self, node: Arc<Node>, permissions: Permissions) -> OpenResult {
-        if lock(&self.root).is_some() {
-            return Err(OpenError(format!("\"{}\" has a medium already", self.name)));
-        }
-        let child =
-            Child::attach(node, &format!("\"{}\"", self.name), permissions, self.block_size.load(Ordering::Relaxed))?;
-        self.drain_begin();
-        *lock(&self.root) = Some(child.clone());
-        let result = self.rebuild_channels();
-        if result.is_err() {
-            *lock(&self.root) = None;
-            let _ = self.rebuild_channels();
-        }
-        self.drain_end();
-        result
-    }
-
-    /// Takes the medium out; afterwards every request answers "no medium". Control thread.
-    pub fn remove(&self) {
-        self.drain_begin();
-        let old = lock(&self.root).take();
-        if let Err(error) = self.rebuild_channels() {
-            tracing::error!("\"{}\": {error}", self.name);
-        }
-        drop(old);
-        self.drain_end();
-    }
-
-    /// The node of the medium, if there is one.
-    pub fn root(&self) -> Option<Arc<Node>> {
-        lock(&self.root).as_ref().map(|child| child.node().clone())
-    }
-
-    /// The size in bytes, a multiple of 512.
-    ///
-    /// # Errors
-    /// There is no medium.
-    pub fn length(&self) -> BlockResult<u64> {
-        self.root().map(|node| node.length()).ok_or(BlockError::NoMedium)
-    }
-
-    /// What the medium can do; the default limits without one.
-    pub fn limits(&self) -> BlockLimits {
-        self.root().map(|node| node.limits()).unwrap_or_default()
-    }
-
-    /// Whether a discard would do something on this medium.
-    pub fn can_discard(&self) -> bool {
-        self.root().is_some_and(|node| node.limits().can_discard && node.options().discard)
-    }
-
-    /// Whether the medium cannot be written. False without one.
-    pub fn is_read_only(&self) -> bool {
-        self.root().is_some_and(|node| node.is_read_only())
-    }
-
-    /// Attaches a device model.
-    ///
-    /// # Errors
-    /// Another one is attached.
-    pub fn attach_device(&self, device: Arc<dyn BlockDevOps>) -> OpenResult {
-        {
-            let mut slot = lock(&self.device);
-            if slot.is_some() {
-                return Err(OpenError(format!("\"{}\" is busy: a device is attached to it", self.name)));
-            }
-            *slot = Some(device.clone());
-        }
-        if *lock(&self.quiesced) > 0 {
-            device.drained_begin();
-        }
-        Ok(())
-    }
-
-    /// Detaches the device model, if one is attached.
-    pub fn detach_device(&self) {
-        lock(&self.device).take();
-    }
-
-    fn device(&self) -> Option<Arc<dyn BlockDevOps>> {
-        lock(&self.device).clone()
     }
 
     /// Whether writes may be in a volatile cache when they complete.
@@ -178,61 +137,39 @@ impl BlockBackend {
     /// who turns it off flushes what was written before, with [`BlockBackend::flush_blocking`]. Not on an iothread.
     pub fn set_write_cache(&self, on: bool) {
         self.write_cache.store(on, Ordering::Relaxed);
-        let number = self.number;
-        for remote in self.remotes() {
-            remote.call(move |context, answer| {
-                if let Some(channel) = context.local::<BackendChannel>(number) {
-                    channel.set_write_cache(on);
-                }
-                answer.give(());
-            });
-        }
-    }
-
-    /// Changes the size of the medium and tells the device. Control thread.
-    ///
-    /// # Errors
-    /// There is no medium, or it cannot change.
-    pub fn resize(&self, bytes: u64) -> OpenResult {
-        let Some(node) = self.root() else {
-            return Err(OpenError(format!("\"{}\" has no medium", self.name)));
-        };
-        self.drain_begin();
-        // The channels hold limits that may have changed with the size.
-        let result = node.resize(bytes).and_then(|()| self.rebuild_channels());
-        self.drain_end();
-        if let (Ok(()), Some(device)) = (&result, self.device()) {
-            device.resize();
-        }
-        result
+        self.each_channel(move |_, channel| channel.set_write_cache(on));
     }
 
     /// Quiesces: returns with nothing in flight; requests that arrive later wait for [`BlockBackend::drain_end`]. Nests.
-    /// Control thread.
+    /// Control side. See [`Drained`] for several backends at once.
     pub fn drain_begin(&self) {
+        self.quiesce();
+        self.wait_until_idle();
+    }
+
+    /// The first half of [`BlockBackend::drain_begin`]: no request starts any more.
+    pub(crate) fn quiesce(&self) {
         let mut quiesced = lock(&self.quiesced);
         *quiesced += 1;
         if *quiesced > 1 {
             return;
         }
+        self.quiesce_epoch.fetch_add(1, Ordering::AcqRel);
         self.is_quiesced.store(true, Ordering::Release);
-        let device = self.device();
-        if let Some(device) = &device {
+        if let Some(device) = self.device() {
             device.drained_begin();
         }
-        let number = self.number;
-        for remote in self.remotes() {
-            remote.post(move |context| {
-                if let Some(channel) = context.local::<BackendChannel>(number) {
-                    channel.quiesce();
-                }
-            });
-        }
+        self.each_channel(|_, channel| channel.quiesce());
         *lock(&self.hurry) = self.hurry();
+    }
+
+    /// The second half: waits for what has started.
+    pub(crate) fn wait_until_idle(&self) {
+        let number = self.number;
         for remote in self.remotes() {
             remote.call(move |context, answer| wait_idle(context, number, answer));
         }
-        while device.as_ref().is_some_and(|device| device.drained_poll()) {
+        while self.device().is_some_and(|device| device.drained_poll()) {
             std::thread::sleep(std::time::Duration::from_micros(100));
         }
     }
@@ -246,14 +183,7 @@ impl BlockBackend {
         }
         lock(&self.hurry).take();
         self.is_quiesced.store(false, Ordering::Release);
-        let number = self.number;
-        for remote in self.remotes() {
-            remote.post(move |context| {
-                if let Some(channel) = context.local::<BackendChannel>(number) {
-                    channel.resume();
-                }
-            });
-        }
+        self.each_channel(|_, channel| channel.resume());
         if let Some(device) = self.device() {
             device.drained_end();
         }
@@ -263,6 +193,11 @@ impl BlockBackend {
     /// whoever waits for requests to end, such as a ring's stop. Not on an iothread.
     pub fn hurry(&self) -> Option<Hurry> {
         self.root().map(Node::hurry)
+    }
+
+    /// Whether a drained section is on.
+    pub fn is_quiesced(&self) -> bool {
+        self.is_quiesced.load(Ordering::Acquire)
     }
 
     /// Makes everything written so far stable, whether or not a queue is started. Not on an iothread.
@@ -275,12 +210,33 @@ impl BlockBackend {
         let flushed = remote.call(move |context, answer: Answer<BlockResult>| match backend.channel(context) {
             Ok(channel) => context.spawn(async move { answer.give(channel.flush().await) }),
             Err(error) => {
-                tracing::error!("\"{}\": {error}", backend.name());
+                tracing::error!("\"{}\": {error}", backend.label());
                 answer.give(Err(BlockError::Host(libc::EIO)));
             }
         });
         // The iothread has ended, and with it everything that could have been written.
         flushed.unwrap_or(Ok(()))
+    }
+
+    /// The same inside a drained section, in which an ordinary flush would wait for its end.
+    pub(crate) fn flush_drained(&self) -> BlockResult {
+        let number = self.number;
+        for remote in self.remotes() {
+            let flushed = remote.call(move |context, answer: Answer<BlockResult>| {
+                let Some(channel) = context.local::<BackendChannel>(number) else { return };
+                if let Some(flush) = channel.flush_drained() {
+                    match flush.try_ready() {
+                        Ok(result) => answer.give(result),
+                        Err(flush) => context.spawn(async move { answer.give(flush.await) }),
+                    }
+                }
+            });
+            // One flush covers what all iothreads wrote.
+            if let Some(result) = flushed {
+                return result;
+            }
+        }
+        Ok(())
     }
 
     /// What has been done so far, summed over all iothreads.
@@ -298,7 +254,7 @@ impl BlockBackend {
         }
         // Held to the end, so that a drain that begins meanwhile finds the channel in the list, or we find it begun.
         let mut channels = lock(&self.channels);
-        let root = lock(&self.root).clone().map(|child| child.channel(context)).transpose()?;
+        let root = self.reachable_root().map(|child| child.channel(context)).transpose()?;
         let remote = context.remote();
         let accounting = match channels.iter().find(|channel| channel.remote.same(&remote)) {
             Some(known) => known.accounting.clone(),
@@ -308,8 +264,7 @@ impl BlockBackend {
                 accounting
             }
         };
-        let quiesced = self.is_quiesced.load(Ordering::Acquire);
-        let channel = BackendChannel::new(context, root, accounting, quiesced, self.write_cache());
+        let channel = BackendChannel::new(context, self, root, accounting);
         let weak: std::rc::Weak<BackendChannel> = Rc::downgrade(&channel);
         context.set_local(self.number, weak);
         Ok(channel)
@@ -319,30 +274,42 @@ impl BlockBackend {
         lock(&self.channels).iter().map(|channel| channel.remote.clone()).collect()
     }
 
-    /// Has every iothread make its half of the root edge anew. Drained.
-    fn rebuild_channels(&self) -> OpenResult {
-        let root = lock(&self.root).clone();
+    /// Has something done with each channel on its own thread, and waits for it.
+    fn each_channel(&self, run: impl Fn(&AioContext, &Rc<BackendChannel>) + Clone + Send + 'static) {
         let number = self.number;
         for remote in self.remotes() {
-            let root = root.clone();
-            let rebuilt = remote.call(move |context, answer: Answer<OpenResult>| {
-                let Some(channel) = context.local::<BackendChannel>(number) else { return answer.give(Ok(())) };
-                answer.give(root.map(|child| child.channel(context)).transpose().map(|root| {
-                    channel.set_root(root);
-                }));
+            let run = run.clone();
+            remote.call(move |context, answer| {
+                if let Some(channel) = context.local::<BackendChannel>(number) {
+                    run(context, &channel);
+                }
+                answer.give(());
             });
-            rebuilt.unwrap_or(Ok(()))?;
         }
-        Ok(())
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+impl Drop for BlockBackend {
+    fn drop(&mut self) {
+        self.drain_begin();
+        self.take_root();
+        self.drain_end();
+        debug_assert!(lock(&self.name).is_none(), "\"{}\" has a name, and so an owner", self.label);
+        debug_assert!(lock(&self.device).is_none(), "\"{}\" has a device", self.label);
+        debug_assert!(self.notifiers.is_empty(), "somebody wants to be told of \"{}\"", self.label);
+        debug_assert!(*lock(&self.quiesced) == 0, "\"{}\" is drained, and may have parked requests", self.label);
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn wait_idle(context: &AioContext, number: u64, answer: Answer<()>) {
     let Some(channel) = context.local::<BackendChannel>(number) else { return };
+    if channel.in_flight() == 0 {
+        return answer.give(());
+    }
     context.spawn(async move {
         channel.idle().await;
         answer.give(());

@@ -4,33 +4,63 @@
 
 use std::cell::OnceCell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::aio::AioContext;
+use crate::backend::{self, BlockBackend};
+use crate::drained::Drained;
 use crate::driver::{BlockFuture, BlockStatus, BoxFuture, IoChannel, WriteFlags};
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
 use crate::iovec::{self, AlignedBuffer, IoVec};
 use crate::limits::BlockLimits;
 use crate::node::{DetectZeroes, Node};
-use crate::permissions::{PermissionSet, Permissions};
+use crate::permissions::{PermissionUpdate, Permissions};
 use crate::shaping;
 
-/// The edge between a parent and a node. Dropping it ends the parent's use of the node.
+/// The edge between a parent and a node. Which node that is may change under load; dropping the edge ends the parent's
+/// use of it.
 pub struct Child {
-    user: String,
+    kind: EdgeKind,
+    edge: Mutex<Edge>,
+}
+
+/// What stays the same about an edge.
+pub(crate) struct EdgeKind {
+    /// What the node is to its parent: the key of the parent's option, as "file"; "root" of a BlockBackend.
+    pub(crate) role: String,
+    /// The parent, as errors name it.
+    pub(crate) user: String,
+    /// The unit of the parent's writes in bytes.
+    pub(crate) granularity: u32,
+    /// Writes past the node's end are let through and make it grow.
+    pub(crate) may_grow: bool,
+}
+
+struct Edge {
     node: Arc<Node>,
-    id: u64,
-    may_grow: bool,
+    permissions: Permissions,
+    parent: Parent,
+}
+
+/// Who uses a node through an edge.
+#[derive(Clone, Default)]
+pub(crate) enum Parent {
+    /// Something outside the graph: a test, or a driver that is being opened.
+    #[default]
+    None,
+    Node(Weak<Node>),
+    Backend(Weak<BlockBackend>),
 }
 
 impl Child {
-    /// Makes `user` (as errors name it) a user of `node`. `granularity` is the unit of its writes in bytes: 512 for a
-    /// device, 1 for a format that writes single bytes.
+    /// Makes `user` (as errors name it) a user of `node`, outside the graph. `granularity` is the unit of its writes in
+    /// bytes: 512 for a device, 1 for a format that writes single bytes.
     ///
     /// # Errors
     /// Another user, or another process, does not share what `permissions` hold; the error names both.
     pub fn attach(node: Arc<Node>, user: &str, permissions: Permissions, granularity: u32) -> OpenResult<Arc<Self>> {
-        Self::new(node, user, permissions, granularity, false)
+        let kind = EdgeKind { role: String::new(), user: user.to_owned(), granularity, may_grow: false };
+        Self::new(node, kind, permissions, Parent::None)
     }
 
     /// The same for a format's file: writes past its end are let through and make it grow.
@@ -38,39 +68,90 @@ impl Child {
     /// # Errors
     /// As for [`Child::attach`].
     pub fn attach_growing(node: Arc<Node>, user: &str, permissions: Permissions) -> OpenResult<Arc<Self>> {
-        Self::new(node, user, permissions, 1, true)
+        let kind = EdgeKind { role: String::new(), user: user.to_owned(), granularity: 1, may_grow: true };
+        Self::new(node, kind, permissions, Parent::None)
     }
 
-    fn new(
+    pub(crate) fn new(
         node: Arc<Node>,
-        user: &str,
+        kind: EdgeKind,
         permissions: Permissions,
-        granularity: u32,
-        may_grow: bool,
+        parent: Parent,
     ) -> OpenResult<Arc<Self>> {
-        if permissions.held.contains(PermissionSet::WRITE) && node.is_read_only() {
-            return Err(OpenError(format!("{user} cannot write to node \"{}\", which is read-only", node.name())));
+        let padded = node.may_pad();
+        let edge = Edge { node: node.clone(), permissions: Permissions::UNUSED, parent };
+        let child = Arc::new(Self { kind, edge: Mutex::new(edge) });
+        node.add_user(&child);
+        let mut update = PermissionUpdate::default();
+        update.set(&child, permissions);
+        update.apply()?;
+        if !padded && node.may_pad() {
+            // The channels of those who were there before do not keep out of the way of padded writes yet.
+            let drained = Drained::above(&node);
+            backend::rebuild(drained.backends())?;
         }
-        let id = node.add_user(user, permissions, granularity)?;
-        Ok(Arc::new(Self { user: user.to_owned(), node, id, may_grow }))
+        Ok(child)
     }
 
     /// The node it leads to.
-    pub fn node(&self) -> &Arc<Node> {
-        &self.node
+    pub fn node(&self) -> Arc<Node> {
+        self.edge().node.clone()
     }
 
-    /// Who uses it.
+    /// Who uses it, as errors name it.
     pub fn user(&self) -> &str {
-        &self.user
+        &self.kind.user
     }
 
-    /// Changes what the parent holds and shares.
+    /// What the node is to its parent: the key of the parent's option, as "file"; "root" of a BlockBackend; empty
+    /// outside the graph.
+    pub fn role(&self) -> &str {
+        &self.kind.role
+    }
+
+    /// What the parent holds and shares.
+    pub fn permissions(&self) -> Permissions {
+        self.edge().permissions
+    }
+
+    pub(crate) fn granularity(&self) -> u32 {
+        self.kind.granularity
+    }
+
+    pub(crate) fn parent(&self) -> Parent {
+        self.edge().parent.clone()
+    }
+
+    /// Says whose edge it is, once that exists.
+    pub(crate) fn set_parent(&self, parent: Parent) {
+        self.edge().parent = parent;
+    }
+
+    /// Changes what the parent holds and shares, all the way down.
     ///
     /// # Errors
     /// As for [`Child::attach`]; nothing has changed then.
-    pub fn set_permissions(&self, permissions: Permissions) -> OpenResult {
-        self.node.set_user_permissions(self.id, permissions)
+    pub fn set_permissions(self: &Arc<Self>, permissions: Permissions) -> OpenResult {
+        let mut update = PermissionUpdate::default();
+        update.set(self, permissions);
+        update.apply()
+    }
+
+    /// Writes down what the parent holds and shares, and tells nobody. Returns what it was.
+    pub(crate) fn replace_permissions(&self, permissions: Permissions) -> Permissions {
+        std::mem::replace(&mut self.edge().permissions, permissions)
+    }
+
+    /// Leads to another node from now on, and tells nobody. Drained. Returns the node before.
+    pub(crate) fn replace_node(self: &Arc<Self>, node: Arc<Node>) -> Arc<Node> {
+        node.add_user(self);
+        let old = std::mem::replace(&mut self.edge().node, node);
+        old.remove_user(self);
+        old
+    }
+
+    fn edge(&self) -> MutexGuard<'_, Edge> {
+        self.edge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the edge's half on one AioContext, whose thread calls this.
@@ -78,28 +159,37 @@ impl Child {
     /// # Errors
     /// The node is inactive, or the context lacks what its driver needs.
     pub fn channel(&self, context: &AioContext) -> OpenResult<Rc<ChildChannel>> {
-        if !self.node.is_active() {
-            return Err(OpenError(format!("node \"{}\" is inactive", self.node.name())));
+        let node = self.node();
+        if !node.is_active() {
+            return Err(OpenError(format!("node \"{}\" is inactive", node.name())));
         }
-        let limits = self.node.limits();
+        let (limits, options) = (node.limits(), node.options());
         Ok(Rc::new(ChildChannel {
-            channel: self.node.driver().attach(context)?,
+            channel: node.driver().attach(context)?,
             transfer_max: limits.transfer_max(),
             iov_max: limits.iov_max(),
             bounce: shaping::BounceBudget::default(),
             zeroes: OnceCell::new(),
             limits,
-            tracked: self.node.may_pad(),
-            may_grow: self.may_grow,
-            read_only: self.node.is_read_only(),
-            node: self.node.clone(),
+            tracked: node.may_pad(),
+            may_grow: self.kind.may_grow,
+            read_only: node.is_read_only(),
+            discards: options.discard,
+            detect_zeroes: options.detect_zeroes,
+            node,
         }))
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        self.node.remove_user(self.id);
+        let node = self.node();
+        node.forget_dead_users();
+        let mut update = PermissionUpdate::default();
+        update.touch(&node);
+        if let Err(error) = update.apply() {
+            tracing::warn!("node \"{}\": permissions could not be given up: {error}", node.name());
+        }
     }
 }
 
@@ -118,6 +208,9 @@ pub struct ChildChannel {
     pub(crate) tracked: bool,
     may_grow: bool,
     read_only: bool,
+    /// Copies of the node's options.
+    discards: bool,
+    detect_zeroes: DetectZeroes,
 }
 
 impl ChildChannel {
@@ -167,10 +260,10 @@ impl ChildChannel {
         if bytes == 0 {
             return BlockFuture::ready(Ok(()));
         }
-        match self.node.options().detect_zeroes {
+        match self.detect_zeroes {
             DetectZeroes::Off => {}
             mode if iovec::is_zero(iov) => {
-                let may_unmap = mode == DetectZeroes::Unmap && self.node.options().discard;
+                let may_unmap = mode == DetectZeroes::Unmap && self.discards;
                 return self.pwrite_zeroes(offset, bytes, WriteFlags { may_unmap, ..flags });
             }
             _ => {}
@@ -196,7 +289,7 @@ impl ChildChannel {
         if let Err(error) = self.check_write(offset, bytes) {
             return BlockFuture::ready(Err(error));
         }
-        if bytes == 0 || !self.limits.can_discard || !self.node.options().discard {
+        if bytes == 0 || !self.limits.can_discard || !self.discards {
             return BlockFuture::ready(Ok(()));
         }
         let this = self.clone();
@@ -212,7 +305,7 @@ impl ChildChannel {
             return BlockFuture::ready(Ok(()));
         }
         // A node told to ignore discards keeps its space.
-        flags.may_unmap &= self.node.options().discard;
+        flags.may_unmap &= self.discards;
         let this = self.clone();
         BlockFuture::boxed(async move { shaping::write_zeroes(&this, offset, bytes, flags).await })
     }

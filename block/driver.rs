@@ -9,6 +9,7 @@
 //! limits allow, and no padded write overlaps it. Reads and writes are never empty. Where the size is no multiple of
 //! `request_alignment`, a padded request ends with the last block, and so behind the end of the node.
 
+use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -49,7 +50,7 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// An opened block driver: what all iothreads share of a node. Its methods are called from the control thread, with no
 /// request in flight where they say so.
-pub trait BlockDriver: Send + Sync {
+pub trait BlockDriver: Any + Send + Sync {
     /// What the node can do. Asked after opening and after every change.
     fn limits(&self) -> BlockLimits;
 

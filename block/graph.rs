@@ -1,26 +1,38 @@
 //! Graph: the opened nodes by name. It owns the options that all nodes share and how a definition becomes nodes,
-//! children first; what a driver's own options mean is the driver's business.
+//! children first; what a driver's own options mean is the driver's business. `graph/` changes it under load.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+mod reopen;
+mod replace;
+
+use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::child::Child;
+use crate::backends::Backends;
+use crate::child::{Child, EdgeKind, Parent};
 use crate::driver::BlockDriver;
 use crate::drivers;
 use crate::error::{OpenError, OpenResult};
-use crate::node::{DetectZeroes, Node, NodeOptions};
+use crate::node::{DetectZeroes, Node, NodeOptions, Operation, SECTOR};
 use crate::options::{ChildRef, Options, is_valid_id};
 use crate::permissions::Permissions;
 use crate::throttle::ThrottleGroups;
 
-/// The named nodes of a process.
+/// The nodes of a process by name, and its BlockBackends. Changed by the control thread only.
 #[derive(Default)]
 pub struct Graph {
-    nodes: Mutex<BTreeMap<String, Arc<Node>>>,
+    /// Every node that lives.
+    nodes: Mutex<BTreeMap<String, Entry>>,
+    pub(crate) backends: Backends,
     next_anonymous: AtomicU64,
     throttle_groups: ThrottleGroups,
+}
+
+struct Entry {
+    node: Weak<Node>,
+    /// Set if the user defined it by itself: it lives until `blockdev_del`. An inline child goes with its last user.
+    owned: Option<Arc<Node>>,
 }
 
 /// What a driver is opened with, besides its own options.
@@ -28,6 +40,8 @@ pub struct OpenContext<'a> {
     graph: &'a Graph,
     /// The options that every node has.
     pub node: &'a NodeOptions,
+    /// The driver that is behind the node so far, if it is being reopened. It has let its locks go.
+    previous: Option<&'a dyn BlockDriver>,
 }
 
 /// What an inline child takes over from its parent where it does not say otherwise.
@@ -42,6 +56,18 @@ struct Inherited {
     discard: bool,
 }
 
+impl Inherited {
+    /// Of a node without a parent.
+    const TOP: Self = Self {
+        read_only: false,
+        auto_read_only: false,
+        cache_direct: false,
+        cache_no_flush: false,
+        force_share: false,
+        discard: false,
+    };
+}
+
 impl Graph {
     /// Opens the node that `options` define, with every inline child, and activates it. Its name must be given.
     ///
@@ -51,30 +77,47 @@ impl Graph {
         if !options.contains("node-name") {
             return Err(OpenError::new(options.missing("node-name")));
         }
-        let top = Inherited {
-            read_only: false,
-            auto_read_only: false,
-            cache_direct: false,
-            cache_no_flush: false,
-            force_share: false,
-            discard: false,
-        };
-        let before: BTreeSet<String> = self.nodes().keys().cloned().collect();
-        let result = self.open(options, top);
-        if result.is_err() {
-            // Inline children that had been opened go with it.
-            self.nodes().retain(|name, _| before.contains(name));
+        let node = self.open(options, Inherited::TOP)?;
+        if let Some(entry) = self.nodes().get_mut(node.name()) {
+            entry.owned = Some(node.clone());
         }
-        result
+        Ok(node)
     }
 
-    fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Node>>> {
+    /// Opens a node that closes with its last user. It needs no name.
+    pub(crate) fn open_unowned(&self, options: Options) -> OpenResult<Arc<Node>> {
+        self.open(options, Inherited::TOP)
+    }
+
+    /// Closes a node that [`Graph::blockdev_add`] opened.
+    ///
+    /// # Errors
+    /// There is none of that name, or it is in use; the error names the user.
+    pub fn blockdev_del(&self, name: &str) -> OpenResult {
+        let node = self.find(name).ok_or_else(|| OpenError(format!("there is no node \"{name}\"")))?;
+        self.check_unused(&node)?;
+        node.check_operation(Operation::Delete)?;
+        let mut nodes = self.nodes();
+        let owned = nodes.get_mut(name).and_then(|entry| entry.owned.take());
+        drop(nodes);
+        match owned {
+            Some(_) => Ok(()),
+            None => Err(OpenError(format!("node \"{name}\" was not defined by itself; it goes with its last user"))),
+        }
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node of that name.
     pub fn find(&self, name: &str) -> Option<Arc<Node>> {
-        self.nodes().get(name).cloned()
+        self.nodes().get(name).and_then(|entry| entry.node.upgrade())
+    }
+
+    /// All nodes, inline children included, in the order of their names.
+    pub fn all_nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes().values().filter_map(|entry| entry.node.upgrade()).collect()
     }
 
     /// The throttle groups that nodes and backends name.
@@ -84,38 +127,47 @@ impl Graph {
 
     /// Forgets all nodes; they close when their last user lets go.
     pub fn clear(&self) {
-        self.nodes().clear();
+        // Dropped without the lock: a driver that closes may look at the graph.
+        let nodes = std::mem::take(&mut *self.nodes());
+        drop(nodes);
     }
 
     fn open(&self, mut options: Options, inherited: Inherited) -> OpenResult<Arc<Node>> {
         let driver = options.require_str("driver").map_err(OpenError::new)?;
         let row = drivers::find(&driver)
             .ok_or_else(|| OpenError::new(options.invalid("driver", &driver, drivers::names().join(", "))))?;
-        let node = self.node_options(&mut options, inherited).map_err(OpenError::new)?;
-        if self.find(&node.name).is_some() {
-            return Err(OpenError(format!("node-name \"{}\" is taken", node.name)));
-        }
-        let context = OpenContext { graph: self, node: &node };
+        let name = self.take_name(&mut options).map_err(OpenError::new)?;
+        let node = self.node_options(&mut options, name, inherited).map_err(OpenError::new)?;
+        self.check_name(&node.name)?;
+        let context = OpenContext { graph: self, node: &node, previous: None };
         let driver: Box<dyn BlockDriver> = (row.open)(&mut options, &context)?;
         options.finish().map_err(OpenError::new)?;
-        let name = node.name.clone();
+        // Once more: one of its own children, defined with it, may have it now.
+        self.check_name(&node.name)?;
         let node = Node::new(node, row.name, driver)?;
-        match self.nodes().entry(name) {
-            // One of its own children, defined with it.
-            Entry::Occupied(taken) => Err(OpenError(format!("node-name \"{}\" is taken", taken.key()))),
-            Entry::Vacant(free) => Ok(free.insert(node).clone()),
+        let mut nodes = self.nodes();
+        nodes.retain(|_, entry| entry.node.strong_count() > 0);
+        nodes.insert(node.name().to_owned(), Entry { node: Arc::downgrade(&node), owned: None });
+        Ok(node)
+    }
+
+    fn take_name(&self, options: &mut Options) -> crate::options::Result<String> {
+        match options.take_str("node-name")? {
+            Some(name) if is_valid_id(&name) && name.len() <= 31 => Ok(name),
+            Some(name) => {
+                let expected = "a letter followed by up to 30 letters, digits, '-', '.' or '_'";
+                Err(options.invalid("node-name", name, expected))
+            }
+            None => Ok(format!("#block{}", self.next_anonymous.fetch_add(1, Ordering::Relaxed))),
         }
     }
 
-    fn node_options(&self, options: &mut Options, inherited: Inherited) -> crate::options::Result<NodeOptions> {
-        let name = match options.take_str("node-name")? {
-            Some(name) if is_valid_id(&name) && name.len() <= 31 => name,
-            Some(name) => {
-                let expected = "a letter followed by up to 30 letters, digits, '-', '.' or '_'";
-                return Err(options.invalid("node-name", name, expected));
-            }
-            None => format!("#block{}", self.next_anonymous.fetch_add(1, Ordering::Relaxed)),
-        };
+    fn node_options(
+        &self,
+        options: &mut Options,
+        name: String,
+        inherited: Inherited,
+    ) -> crate::options::Result<NodeOptions> {
         let on_off = [("unmap", true), ("on", true), ("ignore", false), ("off", false)];
         let detect = [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
         let read_only = options.take_bool("read-only")?.unwrap_or(inherited.read_only);
@@ -141,15 +193,35 @@ impl Graph {
     }
 }
 
+impl From<&NodeOptions> for Inherited {
+    /// Of an inline child of such a node.
+    fn from(parent: &NodeOptions) -> Self {
+        Self {
+            read_only: parent.read_only,
+            auto_read_only: parent.auto_read_only,
+            cache_direct: parent.cache_direct,
+            cache_no_flush: parent.cache_no_flush,
+            force_share: parent.force_share,
+            discard: true,
+        }
+    }
+}
+
 impl OpenContext<'_> {
+    /// The driver that is behind the node so far, if it is being reopened: what lives only in it must be taken over. It
+    /// has let its locks go, and takes them again if the reopening fails.
+    pub fn previous<T: BlockDriver>(&self) -> Option<&T> {
+        let previous: &dyn Any = self.previous?;
+        previous.downcast_ref()
+    }
+
     /// Takes the child `key` out of a filter's or format's options: a reference to a node, or one defined inline, which
     /// is opened here. The parent holds no permission on it until it has users itself.
     ///
     /// # Errors
     /// The child is missing, unknown, or could not be opened.
     pub fn child(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Child>> {
-        self.child_node(options, key)
-            .and_then(|node| Child::attach(node, &self.user(), Permissions::UNUSED, crate::node::SECTOR as u32))
+        self.edge(options, key, SECTOR as u32, false)
     }
 
     /// The same for a format's file: it is written in bytes, and grows when written past its end.
@@ -157,7 +229,7 @@ impl OpenContext<'_> {
     /// # Errors
     /// As for [`OpenContext::child`].
     pub fn growing_child(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Child>> {
-        self.child_node(options, key).and_then(|node| Child::attach_growing(node, &self.user(), Permissions::UNUSED))
+        self.edge(options, key, 1, true)
     }
 
     /// The throttle groups that there are.
@@ -165,8 +237,11 @@ impl OpenContext<'_> {
         self.graph.throttle_groups()
     }
 
-    fn user(&self) -> String {
-        format!("node \"{}\"", self.node.name)
+    fn edge(&self, options: &mut Options, key: &str, granularity: u32, may_grow: bool) -> OpenResult<Arc<Child>> {
+        let node = self.child_node(options, key)?;
+        let user = format!("node \"{}\"", self.node.name);
+        let kind = EdgeKind { role: key.to_owned(), user, granularity, may_grow };
+        Child::new(node, kind, Permissions::UNUSED, Parent::None)
     }
 
     fn child_node(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Node>> {
@@ -174,17 +249,7 @@ impl OpenContext<'_> {
             ChildRef::Reference(name) => self.graph.find(&name).ok_or_else(|| {
                 OpenError::new(options.invalid(key, &name, "the node-name of a node that was defined before"))
             }),
-            ChildRef::Inline(child) => {
-                let inherited = Inherited {
-                    read_only: self.node.read_only,
-                    auto_read_only: self.node.auto_read_only,
-                    cache_direct: self.node.cache_direct,
-                    cache_no_flush: self.node.cache_no_flush,
-                    force_share: self.node.force_share,
-                    discard: true,
-                };
-                self.graph.open(child, inherited)
-            }
+            ChildRef::Inline(child) => self.graph.open(child, Inherited::from(self.node)),
         }
     }
 }

@@ -3,15 +3,19 @@
 mod accounting;
 pub mod aio;
 mod backend;
+mod backends;
 mod child;
 mod dev_ops;
+mod drained;
 pub mod driver;
 pub mod drivers;
 mod error;
+pub mod event;
 mod graph;
 pub mod iovec;
 mod limits;
 mod node;
+mod on_error;
 pub mod options;
 mod permissions;
 mod ranges;
@@ -20,11 +24,15 @@ mod sys;
 pub mod throttle;
 
 pub use accounting::{KindStatistics, RequestKind, Statistics};
-pub use backend::{BackendChannel, BlockBackend, Completed, Request, Submitted};
+pub use backend::{
+    Attached, BackendChannel, BackendNotice, BlockBackend, Completed, Notifier, Request, Submitted, TrayOpening,
+};
 pub use child::{Child, ChildChannel};
 pub use dev_ops::BlockDevOps;
+pub use drained::Drained;
 pub use error::{BlockError, BlockResult, OpenError, OpenResult};
 pub use graph::{Graph, OpenContext};
 pub use limits::{BlockLimits, MAX_IOV, MAX_TRANSFER};
-pub use node::{DetectZeroes, Hurry, Node, NodeOptions, SECTOR};
+pub use node::{DetectZeroes, Hurry, Node, NodeOptions, OpBlocker, Operation, SECTOR};
+pub use on_error::{ErrorAction, IoStatus, OnErrorPolicy};
 pub use permissions::{PermissionSet, Permissions};

@@ -1,14 +1,23 @@
-//! Node: an opened block driver with its users. It owns the node's size, its options, and who may do what with it;
-//! requests pass it by (they go from edge to channel).
+//! Node: an opened block driver with its users. It owns the node's size, its options, and who its users are; requests
+//! pass it by (they go from edge to channel). `node/control.rs` changes it while requests run.
+
+mod blockers;
+mod control;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::backend::BlockBackend;
+use crate::child::{Child, Parent};
 use crate::driver::BlockDriver;
 use crate::error::{OpenError, OpenResult};
 use crate::limits::BlockLimits;
 use crate::permissions::Permissions;
 use crate::ranges::RangeLocks;
+
+use blockers::Blockers;
+pub use blockers::{OpBlocker, Operation};
+pub(crate) use control::Lengths;
 
 /// What a node does with writes of zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,44 +57,35 @@ pub const SECTOR: u64 = 512;
 
 /// An opened block driver.
 pub struct Node {
-    options: NodeOptions,
+    name: String,
     driver_name: &'static str,
-    driver: Box<dyn BlockDriver>,
+    opened: Mutex<Opened>,
     /// In bytes, a multiple of [`SECTOR`].
     length: AtomicU64,
     limits: Mutex<BlockLimits>,
     active: AtomicBool,
-    users: Mutex<Users>,
+    users: Mutex<Vec<Weak<Child>>>,
+    /// What the driver was last told that its users hold and share.
+    told: Mutex<Permissions>,
+    blockers: Blockers,
     pub(crate) ranges: Arc<RangeLocks>,
 }
 
-/// See [`Node::hurry`]. It keeps the nodes that were told: the graph may be another one at its end.
+/// See [`Node::hurry`]. It keeps the drivers that were told: the graph may be another one at its end.
 #[must_use]
-pub struct Hurry(Vec<Arc<Node>>);
+pub struct Hurry(Vec<Arc<dyn BlockDriver>>);
 
 impl Drop for Hurry {
     fn drop(&mut self) {
-        self.0.iter().rev().for_each(|node| node.driver.drained_end());
+        self.0.iter().rev().for_each(|driver| driver.drained_end());
     }
 }
 
-#[derive(Default)]
-struct Users {
-    list: Vec<User>,
-    next_id: u64,
-}
-
-struct User {
-    id: u64,
-    name: String,
-    permissions: Permissions,
-    granularity: u32,
-}
-
-impl Users {
-    fn total(&self) -> Permissions {
-        self.list.iter().fold(Permissions::UNUSED, |sum, user| sum.and(user.permissions))
-    }
+/// What a reopening puts another in the place of.
+#[derive(Clone)]
+pub(crate) struct Opened {
+    pub(crate) options: Arc<NodeOptions>,
+    pub(crate) driver: Arc<dyn BlockDriver>,
 }
 
 impl Node {
@@ -96,27 +96,30 @@ impl Node {
         driver: Box<dyn BlockDriver>,
     ) -> OpenResult<Arc<Self>> {
         let node = Arc::new(Self {
+            name: options.name.clone(),
             length: AtomicU64::new(0),
             limits: Mutex::new(BlockLimits::default()),
             active: AtomicBool::new(false),
             users: Mutex::default(),
+            told: Mutex::new(Permissions::UNUSED),
+            blockers: Blockers::default(),
             ranges: Arc::default(),
-            options,
             driver_name,
-            driver,
+            opened: Mutex::new(Opened { options: Arc::new(options), driver: driver.into() }),
         });
+        node.adopt_children();
         node.activate()?;
         Ok(node)
     }
 
     /// The node's name.
     pub fn name(&self) -> &str {
-        &self.options.name
+        &self.name
     }
 
-    /// The options that every node has.
-    pub fn options(&self) -> &NodeOptions {
-        &self.options
+    /// The options that every node has, as they are now.
+    pub fn options(&self) -> Arc<NodeOptions> {
+        self.opened().options
     }
 
     /// The name of its driver.
@@ -125,8 +128,25 @@ impl Node {
     }
 
     /// Its driver, for the control path.
-    pub fn driver(&self) -> &dyn BlockDriver {
-        &*self.driver
+    pub fn driver(&self) -> Arc<dyn BlockDriver> {
+        self.opened().driver
+    }
+
+    pub(crate) fn opened(&self) -> Opened {
+        lock(&self.opened).clone()
+    }
+
+    /// Puts another driver in the place of the one before, which is returned. Drained, and the node is inactive.
+    pub(crate) fn replace_opened(self: &Arc<Self>, opened: Opened) -> Opened {
+        let old = std::mem::replace(&mut *lock(&self.opened), opened);
+        self.adopt_children();
+        old
+    }
+
+    fn adopt_children(self: &Arc<Self>) {
+        for child in self.driver().children() {
+            child.set_parent(Parent::Node(Arc::downgrade(self)));
+        }
     }
 
     /// The size in bytes, a multiple of [`SECTOR`]: the driver's, rounded up.
@@ -136,12 +156,12 @@ impl Node {
 
     /// What it can do.
     pub fn limits(&self) -> BlockLimits {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.limits)
     }
 
     /// Whether nothing can be written: by its options, or because its driver could only open it for reading.
     pub fn is_read_only(&self) -> bool {
-        self.options.read_only || self.limits().read_only
+        self.options().read_only || self.limits().read_only
     }
 
     /// Whether it holds its locks and serves requests.
@@ -149,49 +169,18 @@ impl Node {
         self.active.load(Ordering::Acquire)
     }
 
-    /// Takes locks and access, those of its children first. An active node is left alone.
-    ///
-    /// # Errors
-    /// Something is in the way; the node stays inactive.
-    pub fn activate(&self) -> OpenResult {
-        if self.is_active() {
-            return Ok(());
-        }
-        for child in self.driver.children() {
-            child.node().activate()?;
-        }
-        self.driver.activate().map_err(|e| e.context(format_args!("node \"{}\"", self.name())))?;
-        self.refresh();
-        self.active.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    /// Gives locks and access up, then those of its children. Its backends must be drained and flushed.
-    ///
-    /// # Errors
-    /// Something could not be written back; the node stays active.
-    pub fn inactivate(&self) -> OpenResult {
-        if !self.is_active() {
-            return Ok(());
-        }
-        self.driver.inactivate().map_err(|e| e.context(format_args!("node \"{}\"", self.name())))?;
-        self.active.store(false, Ordering::Release);
-        self.driver.children().iter().try_for_each(|child| child.node().inactivate())
+    pub(crate) fn set_active(&self, active: bool) {
+        self.active.store(active, Ordering::Release);
     }
 
     /// Has this node and all below it hold nothing back until what this returns is dropped. Not on an iothread.
     pub fn hurry(self: Arc<Self>) -> Hurry {
-        let mut told = vec![self];
-        let mut at = 0;
-        while let Some(node) = told.get(at).cloned() {
-            node.driver.drained_begin();
-            told.extend(node.driver.children().iter().map(|child| child.node().clone()));
-            at += 1;
-        }
+        let told: Vec<_> = parents_first(&[self]).iter().map(|node| node.driver()).collect();
+        told.iter().for_each(|driver| driver.drained_begin());
         Hurry(told)
     }
 
-    /// Changes the size. Its backends must be drained; they tell their devices afterwards.
+    /// Changes the size, on behalf of a driver above or of [`Node::block_resize`]. Everything above is drained.
     ///
     /// # Errors
     /// No disk is that long, the driver cannot, or the host refuses; the size is what it was.
@@ -199,85 +188,122 @@ impl Node {
         if bytes > i64::MAX as u64 {
             return Err(OpenError(format!("node \"{}\": {bytes} bytes are more than a disk can have", self.name())));
         }
-        self.driver.resize(bytes).map_err(|e| e.context(format_args!("node \"{}\"", self.name())))?;
+        self.driver().resize(bytes).map_err(|e| e.context(format_args!("node \"{}\"", self.name())))?;
         self.refresh();
         Ok(())
     }
 
     /// Reads size and limits from the driver again. Only with nothing in flight.
     pub(crate) fn refresh(&self) {
-        let length = self.driver.length();
+        let driver = self.driver();
+        let length = driver.length();
         self.length.store(length.checked_next_multiple_of(SECTOR).unwrap_or(length), Ordering::Release);
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = self.driver.limits();
+        *lock(&self.limits) = driver.limits();
     }
 
     /// Whether some user writes in smaller units than the driver does, so that writes may be padded.
     pub(crate) fn may_pad(&self) -> bool {
         let align = self.limits().request_alignment;
-        self.users().list.iter().any(|user| user.granularity < align)
+        self.users().iter().any(|user| user.granularity() < align)
     }
 
-    /// Adds a user. `granularity` is the unit, in bytes, of everything it writes.
-    pub(crate) fn add_user(&self, name: &str, permissions: Permissions, granularity: u32) -> OpenResult<u64> {
-        let mut users = self.users();
-        let id = users.next_id;
-        users.next_id += 1;
-        users.list.push(User { id, name: name.to_owned(), permissions: Permissions::UNUSED, granularity });
-        let result = self.change(&mut users, id, permissions);
-        if result.is_err() {
-            users.list.retain(|user| user.id != id);
+    /// The edges that lead here, in the order in which they came.
+    pub fn users(&self) -> Vec<Arc<Child>> {
+        lock(&self.users).iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn add_user(&self, child: &Arc<Child>) {
+        lock(&self.users).push(Arc::downgrade(child));
+    }
+
+    pub(crate) fn remove_user(&self, child: &Arc<Child>) {
+        lock(&self.users).retain(|user| !std::ptr::eq(user.as_ptr(), Arc::as_ptr(child)));
+    }
+
+    pub(crate) fn forget_dead_users(&self) {
+        lock(&self.users).retain(|user| user.strong_count() > 0);
+    }
+
+    /// What all users together hold, and what all of them share.
+    pub fn total_permissions(&self) -> Permissions {
+        self.users().iter().fold(Permissions::UNUSED, |sum, user| sum.and(user.permissions()))
+    }
+
+    pub(crate) fn told_permissions(&self) -> Permissions {
+        *lock(&self.told)
+    }
+
+    pub(crate) fn replace_told_permissions(&self, permissions: Permissions) -> Permissions {
+        std::mem::replace(&mut *lock(&self.told), permissions)
+    }
+
+    /// The nodes whose drivers stand on this one.
+    pub fn parents(&self) -> Vec<Arc<Node>> {
+        let parent = |user: &Arc<Child>| match user.parent() {
+            Parent::Node(node) => node.upgrade(),
+            Parent::Backend(_) | Parent::None => None,
+        };
+        self.users().iter().filter_map(parent).collect()
+    }
+
+    /// This node and all that stand on it, each once.
+    pub(crate) fn and_above(self: &Arc<Self>) -> Vec<Arc<Node>> {
+        let mut above = vec![self.clone()];
+        let mut at = 0;
+        while at < above.len() {
+            for parent in above[at].parents() {
+                if !above.iter().any(|known| Arc::ptr_eq(known, &parent)) {
+                    above.push(parent);
+                }
+            }
+            at += 1;
         }
-        result.map(|()| id)
+        above
     }
 
-    /// Changes what a user holds and shares; on an error nothing has changed.
-    pub(crate) fn set_user_permissions(&self, id: u64, permissions: Permissions) -> OpenResult {
-        self.change(&mut self.users(), id, permissions)
-    }
-
-    pub(crate) fn remove_user(&self, id: u64) {
-        let mut users = self.users();
-        if let Err(error) = self.change(&mut users, id, Permissions::UNUSED) {
-            tracing::warn!("node \"{}\": permissions could not be given up: {error}", self.name());
-        }
-        users.list.retain(|user| user.id != id);
-    }
-
-    fn users(&self) -> MutexGuard<'_, Users> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes one user's permissions and passes the new total down; children that agreed are put back on an error.
-    fn change(&self, users: &mut Users, id: u64, permissions: Permissions) -> OpenResult {
-        let Some(this) = users.list.iter().position(|user| user.id == id) else { return Ok(()) };
-        for other in users.list.iter().filter(|user| user.id != id) {
-            let conflict = permissions.conflict(other.permissions);
-            if !conflict.is_empty() {
-                return Err(OpenError(format!(
-                    "{} cannot use node \"{}\" together with {}: they do not share \"{conflict}\"",
-                    users.list[this].name,
-                    self.name(),
-                    other.name
-                )));
+    /// The backends whose requests can reach this node, each once.
+    pub fn backends_above(self: &Arc<Self>) -> Vec<Arc<BlockBackend>> {
+        let mut backends: Vec<Arc<BlockBackend>> = Vec::new();
+        for user in self.and_above().iter().flat_map(|node| node.users()) {
+            if let Parent::Backend(backend) = user.parent()
+                && let Some(backend) = backend.upgrade()
+                && !backends.iter().any(|known| Arc::ptr_eq(known, &backend))
+            {
+                backends.push(backend);
             }
         }
-        let old = std::mem::replace(&mut users.list[this].permissions, permissions);
-        let before = Permissions::UNUSED.and(old);
-        let total = users.total();
-        let result = self.pass_down(total);
-        if result.is_err() {
-            users.list[this].permissions = old;
-            if let Err(error) = self.pass_down(users.total()) {
-                tracing::error!("node \"{}\": permissions {before:?} not restored: {error}", self.name());
-            }
-        }
-        result
+        backends
     }
+}
 
-    fn pass_down(&self, total: Permissions) -> OpenResult {
-        for child in self.driver.children() {
-            child.set_permissions(self.driver.child_permissions(total))?;
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.is_active()
+            && let Err(error) = self.driver().inactivate()
+        {
+            tracing::error!("node \"{}\": closing: {error}", self.name);
         }
-        self.driver.set_permissions(total).map_err(|e| e.context(format_args!("node \"{}\"", self.name())))
     }
+}
+
+/// These nodes and all that they stand on, each once, parents before children.
+pub(crate) fn parents_first(nodes: &[Arc<Node>]) -> Vec<Arc<Node>> {
+    fn visit(node: &Arc<Node>, seen: &mut Vec<*const Node>, order: &mut Vec<Arc<Node>>) {
+        if seen.contains(&Arc::as_ptr(node)) {
+            return;
+        }
+        seen.push(Arc::as_ptr(node));
+        for child in node.driver().children() {
+            visit(&child.node(), seen, order);
+        }
+        order.push(node.clone());
+    }
+    let (mut seen, mut order) = (Vec::new(), Vec::new());
+    nodes.iter().for_each(|node| visit(node, &mut seen, &mut order));
+    order.reverse();
+    order
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,12 @@
 //! Permissions: what the users of a node may do, and what they let others do. It owns the arithmetic and the wording of
 //! conflicts; `node.rs` keeps the users.
 
+mod update;
+
 use std::fmt;
 use std::ops::{BitAnd, BitOr};
+
+pub(crate) use update::PermissionUpdate;
 
 /// A set of permissions. The numbers are those of the bytes that QEMU locks on image files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,6 +89,12 @@ impl Permissions {
     pub fn device(writable: bool) -> Self {
         let write = if writable { PermissionSet::WRITE } else { PermissionSet::NONE };
         Self { held: PermissionSet::CONSISTENT_READ | write, shared: PermissionSet::ALL }
+    }
+
+    /// The same for a device whose medium cannot be written.
+    pub fn without_writing(self) -> Self {
+        let writing = PermissionSet::WRITE | PermissionSet::WRITE_UNCHANGED | PermissionSet::RESIZE;
+        Self { held: self.held.without(writing), ..self }
     }
 
     /// What both users together hold, and what both share.

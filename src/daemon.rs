@@ -177,7 +177,7 @@ impl Daemon {
         }
         let iothreads = self.remotes(&config.iothreads)?;
         let address = socket_address(&config.socket)?;
-        let backend = BlockBackend::new(&config.id);
+        let backend = self.graph.create_backend(&config.id);
         backend.set_block_size(config.logical_block_size);
         backend.insert(node, Permissions::device(config.writable))?;
         let settings = ExportSettings {

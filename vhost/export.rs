@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blockport_block::aio::{AioRemote, reserve_locals};
-use blockport_block::{BlockBackend, BlockDevOps, OpenResult};
+use blockport_block::{Attached, BlockBackend, BlockDevOps, OpenResult};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_ID_BYTES};
 
 use crate::config_space::{self, CONFIG_BYTES, RangeLimits, WRITEBACK_OFFSET, bit};
@@ -158,8 +158,10 @@ impl BlockDevOps for Device {
 /// A BlockBackend offered as a virtio-blk device on a vhost-user socket. Dropping it stops serving: requests under way
 /// are finished, the socket file is removed.
 pub struct VhostUserBlkExport {
+    /// First to go, so that nothing is served when the device is detached.
+    _server: Server,
+    _attached: Attached,
     state: Arc<ExportState>,
-    server: Option<Server>,
 }
 
 impl VhostUserBlkExport {
@@ -201,12 +203,9 @@ impl VhostUserBlkExport {
             settings,
         });
         let endpoint = Endpoint::open(address)?;
-        state.backend.attach_device(Arc::new(Device(Arc::downgrade(&state))))?;
-        let server = Server::start(state.clone(), endpoint, on_end).map_err(ExportError::Thread);
-        if server.is_err() {
-            state.backend.detach_device();
-        }
-        Ok(Self { server: Some(server?), state })
+        let attached = state.backend.attach(Arc::new(Device(Arc::downgrade(&state))))?;
+        let server = Server::start(state.clone(), endpoint, on_end).map_err(ExportError::Thread)?;
+        Ok(Self { _server: server, _attached: attached, state })
     }
 
     /// Its name.
@@ -217,12 +216,5 @@ impl VhostUserBlkExport {
     /// The drive it offers.
     pub fn backend(&self) -> &Arc<BlockBackend> {
         &self.state.backend
-    }
-}
-
-impl Drop for VhostUserBlkExport {
-    fn drop(&mut self) {
-        drop(self.server.take());
-        self.state.backend.detach_device();
     }
 }

@@ -94,7 +94,7 @@ impl WriteCache {
 
     fn apply(&self, state: &State, backend: &Arc<BlockBackend>) {
         if let Err(error) = self.try_apply(state, backend) {
-            tracing::error!("\"{}\": flushing while the write cache goes off: {error}", backend.name());
+            tracing::error!("\"{}\": flushing while the write cache goes off: {error}", backend.label());
         }
     }
 

@@ -22,8 +22,10 @@ pub(super) fn set_current(context: &AioContext) {
     CURRENT.with(|current| *current.borrow_mut() = Rc::downgrade(&context.0));
 }
 
-pub(super) fn current_mailbox_is(mailbox: &Arc<Mailbox>) -> bool {
-    CURRENT.with(|current| current.borrow().upgrade().is_some_and(|inner| Arc::ptr_eq(&inner.mailbox, mailbox)))
+/// The thread's context, if that mailbox is its.
+pub(super) fn current(mailbox: &Arc<Mailbox>) -> Option<AioContext> {
+    let current = CURRENT.with(|current| current.borrow().upgrade());
+    current.filter(|inner| Arc::ptr_eq(&inner.mailbox, mailbox)).map(AioContext)
 }
 
 /// What a waker knows of its task.

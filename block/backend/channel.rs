@@ -6,14 +6,17 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
+use super::BlockBackend;
 use crate::accounting::{Accounting, RequestKind};
 use crate::aio::AioContext;
 use crate::child::ChildChannel;
 use crate::driver::{BlockFuture, WriteFlags};
 use crate::error::{BlockError, BlockResult};
 use crate::iovec::{self, IoVec};
+use crate::on_error::OnError;
 
 /// A BlockBackend's half on one iothread: where requests start.
 pub struct BackendChannel {
@@ -22,28 +25,40 @@ pub struct BackendChannel {
     quiesced: Cell<bool>,
     parked: RefCell<Vec<Waker>>,
     idle: RefCell<Vec<Waker>>,
-    accounting: Arc<Accounting>,
+    pub(super) accounting: Arc<Accounting>,
+    pub(super) on_error: Arc<OnError>,
+    pub(super) label: String,
     /// The backend's, copied here so that a write reads no line that others share.
     write_cache: Cell<bool>,
+    /// The number of the medium; a request that was parked for another one does not reach this one.
+    pub(super) medium: Cell<u64>,
+    /// The other half of a graph that is being changed; see `rebuild.rs`.
+    pub(super) prepared: RefCell<Option<Option<Rc<ChildChannel>>>>,
+    /// The drained section in which, or after which, the channel was made.
+    epoch: u64,
     context: AioContext,
 }
 
 impl BackendChannel {
     pub(super) fn new(
         context: &AioContext,
+        backend: &BlockBackend,
         root: Option<Rc<ChildChannel>>,
         accounting: Arc<Accounting>,
-        quiesced: bool,
-        write_cache: bool,
     ) -> Rc<Self> {
         Rc::new(Self {
             root: RefCell::new(root),
             in_flight: Cell::new(0),
-            quiesced: Cell::new(quiesced),
+            quiesced: Cell::new(backend.is_quiesced()),
             parked: RefCell::default(),
             idle: RefCell::default(),
             accounting,
-            write_cache: Cell::new(write_cache),
+            on_error: backend.on_error.clone(),
+            label: backend.label.clone(),
+            write_cache: Cell::new(backend.write_cache()),
+            medium: Cell::new(backend.medium.load(Ordering::Acquire)),
+            prepared: RefCell::default(),
+            epoch: backend.quiesce_epoch.load(Ordering::Acquire),
             context: context.clone(),
         })
     }
@@ -104,7 +119,8 @@ impl BackendChannel {
         if self.quiesced.get() {
             let iov = iov.to_vec();
             let parked: Parked = Box::new(move |root, fua| go(root, &iov, fua));
-            return self.pending(kind, bytes, State::Parked(Some(parked)));
+            let medium = self.medium.get();
+            return self.pending(kind, bytes, State::Parked(Some((medium, parked))));
         }
         let future = match &*self.root.borrow() {
             Some(root) => go(root, iov, !self.write_cache.get()),
@@ -135,6 +151,28 @@ impl BackendChannel {
 
     pub(super) fn set_root(&self, root: Option<Rc<ChildChannel>>) {
         self.root.replace(root);
+    }
+
+    /// The node of the medium.
+    pub(super) fn node_name(&self) -> Option<String> {
+        self.root.borrow().as_ref().map(|root| root.node().name().to_owned())
+    }
+
+    pub(super) fn set_medium(&self, medium: u64) {
+        self.medium.set(medium);
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(super) fn in_flight(&self) -> u64 {
+        self.in_flight.get()
+    }
+
+    /// A flush that does not wait for the end of the drained section; `None` without a medium.
+    pub(super) fn flush_drained(&self) -> Option<BlockFuture> {
+        self.root.borrow().as_ref().map(|root| root.flush())
     }
 
     pub(super) fn set_write_cache(&self, on: bool) {
@@ -208,8 +246,8 @@ pub struct Request {
 enum State {
     /// It has ended; the answer has been given.
     Done,
-    /// Waits for the end of a drain, not counted in flight.
-    Parked(Option<Parked>),
+    /// Waits for the end of a drain, not counted in flight, and for the medium of that number.
+    Parked(Option<(u64, Parked)>),
     /// In flight.
     Running(BlockFuture),
 }
@@ -229,7 +267,9 @@ impl Future for Request {
                     }
                     // The range is checked now, with the size and the write cache of this moment.
                     let future = match (&*this.channel.root.borrow(), parked.take()) {
-                        (Some(root), Some(parked)) => parked(root, !this.channel.write_cache.get()),
+                        (Some(root), Some((medium, parked))) if medium == this.channel.medium.get() => {
+                            parked(root, !this.channel.write_cache.get())
+                        }
                         _ => BlockFuture::ready(Err(BlockError::NoMedium)),
                     };
                     this.channel.in_flight.set(this.channel.in_flight.get() + 1);

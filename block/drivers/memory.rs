@@ -37,9 +37,17 @@ struct Memory {
     mapping: Arc<Mapping>,
 }
 
-fn open(options: &mut Options, _: &OpenContext<'_>) -> OpenResult<Box<dyn BlockDriver>> {
+fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn BlockDriver>> {
     let size = options.take_size("size").map_err(OpenError::new)?;
     let size = size.ok_or_else(|| OpenError::new(options.missing("size")))?;
+    if let Some(previous) = context.previous::<Memory>() {
+        // The content is nowhere else.
+        let length = previous.length();
+        if size != length {
+            return Err(OpenError::new(options.invalid("size", size, format!("{length} as it is; resize it instead"))));
+        }
+        return Ok(Box::new(Memory { length: AtomicU64::new(length), mapping: previous.mapping.clone() }));
+    }
     // Where address space is short (a limit on it), the disk does without growing.
     let mapping = Mapping::reserve(size.max(ROOM_TO_GROW)).or_else(|_| Mapping::reserve(size));
     let mapping = mapping.and_then(|mapping| mapping.make_usable(size).map(|()| mapping));

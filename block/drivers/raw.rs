@@ -93,6 +93,10 @@ impl BlockDriver for Raw {
     }
 
     fn length(&self) -> u64 {
+        // The file may have been resized by itself. A window that no longer fits keeps its length, and reads fail.
+        if let Err(error) = self.measure() {
+            tracing::warn!("{error}");
+        }
         self.length.load(Ordering::Relaxed)
     }
 

@@ -47,7 +47,7 @@ fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn 
 
 impl BlockDriver for Throttle {
     fn limits(&self) -> BlockLimits {
-        BlockLimits::of_filter(self.file[0].node())
+        BlockLimits::of_filter(&self.file[0].node())
     }
 
     fn length(&self) -> u64 {

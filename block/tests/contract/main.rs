@@ -1,0 +1,12 @@
+//! The contract of the BlockBackend, row by row, through the public interface. `rows.rs` lists the rows with their tests.
+
+mod backends;
+mod errors;
+mod graph;
+mod helpers;
+mod media;
+mod reopen;
+#[path = "../../testing/mod.rs"]
+mod testing;
+
+const ENGINE: blockport_block::aio::AioEngine = blockport_block::aio::AioEngine::IoUring;
