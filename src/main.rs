@@ -4,9 +4,11 @@
 //! that cannot be understood.
 
 mod background;
+mod chardev;
 mod commands;
 mod daemon;
 mod logging;
+mod monitor;
 mod options;
 
 use std::io::Write;

@@ -213,6 +213,11 @@ impl VhostUserBlkExport {
         &self.state.settings.id
     }
 
+    /// Whether a front-end is connected at this moment.
+    pub fn is_connected(&self) -> bool {
+        self.state.session.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// The drive it offers.
     pub fn backend(&self) -> &Arc<BlockBackend> {
         &self.state.backend
