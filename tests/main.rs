@@ -17,6 +17,7 @@ mod hostile_messages;
 mod hostile_rings;
 mod idle;
 mod memory_regions;
+mod monitor;
 mod multiqueue;
 mod notifications;
 mod profiles;
