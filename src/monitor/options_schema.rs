@@ -2,6 +2,8 @@
 //!
 //! This file owns how a table becomes a type. It never reads an option.
 
+use blockport_block::throttle::ThrottleLimits;
+
 use super::schema::{Member, QapiType, Schema};
 use crate::options::table::{OptionKind, OptionRow};
 use crate::options::{EXPORT_OPTIONS, IOTHREAD_OPTIONS};
@@ -14,24 +16,31 @@ pub fn export(schema: &mut Schema) -> String {
 /// An object's options.
 pub fn object(schema: &mut Schema) -> String {
     schema.union("ObjectOptions", "qom-type", |schema| {
-        let kinds = [("iothread", "IothreadProperties", IOTHREAD_OPTIONS)];
-        let names: Vec<&str> = kinds.iter().map(|(kind, ..)| *kind).collect();
-        let tag = schema.choice("ObjectType", &names);
-        let common = vec![member("qom-type", tag, true), member("id", String::describe(schema), true)];
-        let variants = kinds.iter().map(|(kind, name, table)| {
-            let own: Vec<OptionRow> = table.iter().filter(|row| row.name != "id").copied().collect();
-            ((*kind).to_owned(), schema.object(name, |schema| members(schema, &own)))
+        let tag = schema.choice("ObjectType", &["iothread", "throttle-group"]);
+        let common = vec![Member::required("qom-type", tag), Member::required("id", String::describe(schema))];
+        let own: Vec<OptionRow> = IOTHREAD_OPTIONS.iter().filter(|row| row.name != "id").copied().collect();
+        let iothread = schema.object("IothreadProperties", |schema| members(schema, &own));
+        let group = schema.object("ThrottleGroupProperties", |schema| {
+            let limits = schema.object("ThrottleLimits", |schema| limits(schema, ""));
+            let mut members = vec![Member::optional("limits", limits)];
+            members.extend(self::limits(schema, "x-"));
+            members
         });
-        (common, variants.collect())
+        (common, vec![("iothread".to_owned(), iothread), ("throttle-group".to_owned(), group)])
     })
 }
 
-fn member(name: &'static str, kind: String, required: bool) -> Member {
-    Member { name, kind, optional: !required }
+/// All limits, with `prefix` in front of each.
+fn limits(schema: &mut Schema, prefix: &str) -> Vec<Member> {
+    let names = ThrottleLimits::default().values();
+    let limit = |(name, _)| Member::optional(format!("{prefix}{name}"), u64::describe(schema));
+    names.into_iter().map(limit).collect()
 }
 
 fn members(schema: &mut Schema, table: &[OptionRow]) -> Vec<Member> {
-    table.iter().map(|row| member(row.name, kind(schema, row.kind), row.required)).collect()
+    let member =
+        |row: &OptionRow| Member { name: row.name.into(), kind: kind(schema, row.kind), optional: !row.required };
+    table.iter().map(member).collect()
 }
 
 fn kind(schema: &mut Schema, kind: OptionKind) -> String {
@@ -46,11 +55,15 @@ fn kind(schema: &mut Schema, kind: OptionKind) -> String {
         OptionKind::Address => schema.union("SocketAddress", "type", |schema| {
             let unix = schema.object("UnixSocketOptions", |schema| {
                 let (text, flag) = (String::describe(schema), bool::describe(schema));
-                vec![member("path", text, true), member("abstract", flag.clone(), false), member("tight", flag, false)]
+                vec![
+                    Member::required("path", text),
+                    Member::optional("abstract", flag.as_str()),
+                    Member::optional("tight", flag),
+                ]
             });
-            let fd = schema.object("FdSocketOptions", |schema| vec![member("str", String::describe(schema), true)]);
+            let fd = schema.object("FdSocketOptions", |schema| vec![Member::required("str", String::describe(schema))]);
             let tag = schema.choice("SocketAddressType", &["unix", "fd"]);
-            (vec![member("type", tag, true)], vec![("unix".into(), unix), ("fd".into(), fd)])
+            (vec![Member::required("type", tag)], vec![("unix".into(), unix), ("fd".into(), fd)])
         }),
     }
 }

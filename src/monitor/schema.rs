@@ -4,6 +4,7 @@
 //! [`answer!`] a struct, its writer and its schema; [`choice!`] all of it for an enumeration. So none can disagree with
 //! the others. It knows no command.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use blockport_block::options::{Options, Result};
@@ -24,11 +25,23 @@ pub trait QapiType {
 /// A member of an object.
 pub struct Member {
     /// As it is written.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// The name of its type.
     pub kind: String,
     /// Whether it may be left out.
     pub optional: bool,
+}
+
+impl Member {
+    /// A member that must be given.
+    pub fn required(name: impl Into<Cow<'static, str>>, kind: impl Into<String>) -> Self {
+        Self { name: name.into(), kind: kind.into(), optional: false }
+    }
+
+    /// A member that may be left out.
+    pub fn optional(name: impl Into<Cow<'static, str>>, kind: impl Into<String>) -> Self {
+        Self { name: name.into(), kind: kind.into(), optional: true }
+    }
 }
 
 impl Schema {
@@ -235,7 +248,7 @@ macro_rules! arguments {
         impl $crate::monitor::schema::QapiType for $name {
             fn describe(schema: &mut $crate::monitor::schema::Schema) -> String {
                 schema.object(stringify!($name), |_schema| vec![$($crate::monitor::schema::Member {
-                    name: $key,
+                    name: $key.into(),
                     kind: <$kind as $crate::monitor::schema::Field>::describe_field(_schema),
                     optional: <$kind as $crate::monitor::schema::Field>::OPTIONAL,
                 }),*])
@@ -309,7 +322,7 @@ macro_rules! answer {
         impl $crate::monitor::schema::QapiType for $name {
             fn describe(schema: &mut $crate::monitor::schema::Schema) -> String {
                 schema.object(stringify!($name), |_schema| vec![$($crate::monitor::schema::Member {
-                    name: $key,
+                    name: $key.into(),
                     kind: <$kind as $crate::monitor::schema::Field>::describe_field(_schema),
                     optional: <$kind as $crate::monitor::schema::Field>::OPTIONAL,
                 }),*])

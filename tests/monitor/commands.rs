@@ -115,3 +115,31 @@ fn iothreads_come_and_go_and_change_how_they_poll() {
     let mut device = daemon.backend.device(&crate::frontend::device::Profile::qemu());
     device.queue().works();
 }
+
+#[test]
+fn throttle_groups_come_and_go_and_change_their_limits() {
+    let daemon = Monitored::null();
+    let mut client = daemon.client();
+    let limits = json!({"iops-total": 100, "iops-total-max": 200, "bps-read": 1 << 20});
+    client.ok("object-add", json!({"qom-type": "throttle-group", "id": "g", "limits": limits}));
+    for kind in ["throttle-group", "iothread"] {
+        let taken = client.refused("object-add", json!({"qom-type": kind, "id": "g"}));
+        assert!(taken.contains("\"g\" exists"), "{taken}");
+    }
+    client.ok("qom-set", json!({"path": "/objects/g", "property": "limits", "value": {"iops-total": 150}}));
+    client.ok("qom-set", json!({"path": "/objects/g", "property": "x-bps-read", "value": 0}));
+    let limits = client.ok("qom-get", json!({"path": "g", "property": "limits"}));
+    assert_eq!(
+        (&limits["iops-total"], &limits["iops-total-max"], &limits["bps-read"]),
+        (&json!(150), &json!(200), &json!(0))
+    );
+    for value in
+        [json!({"iops-total": 300}), json!({"no": 1}), json!({"iops-read": 1}), json!(7), json!({"iops-total": "x"})]
+    {
+        client.refused("qom-set", json!({"path": "g", "property": "limits", "value": value}));
+    }
+    assert_eq!(client.ok("qom-get", json!({"path": "g", "property": "limits"})), limits);
+    assert!(names(&client.ok("qom-list", json!({"path": "g"}))).contains("x-iops-total"));
+    client.ok("object-del", json!({"id": "g"}));
+    assert!(client.refused("object-del", json!({"id": "g"})).contains("g"));
+}

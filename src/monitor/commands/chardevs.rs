@@ -41,28 +41,24 @@ choice! {
     }
 }
 
-fn member(name: &'static str, kind: String) -> Member {
-    Member { name, kind, optional: false }
-}
-
-fn optional(name: &'static str, kind: String) -> Member {
-    Member { name, kind, optional: true }
-}
-
 /// An object that holds `members` in its member "data".
 fn wrapped(schema: &mut Schema, name: &str, members: impl FnOnce(&mut Schema) -> Vec<Member>) -> String {
-    schema.object(&format!("{name}Wrapper"), |schema| vec![member("data", schema.object(name, members))])
+    schema.object(&format!("{name}Wrapper"), |schema| vec![Member::required("data", schema.object(name, members))])
 }
 
 fn address(schema: &mut Schema) -> String {
     schema.union("SocketAddressLegacy", "type", |schema| {
         let unix = wrapped(schema, "UnixSocketAddress", |schema| {
             let (text, flag) = (String::describe(schema), bool::describe(schema));
-            vec![member("path", text), optional("abstract", flag.clone()), optional("tight", flag)]
+            vec![
+                Member::required("path", text),
+                Member::optional("abstract", flag.clone()),
+                Member::optional("tight", flag),
+            ]
         });
-        let fd = wrapped(schema, "FdSocketAddress", |schema| vec![member("str", String::describe(schema))]);
+        let fd = wrapped(schema, "FdSocketAddress", |schema| vec![Member::required("str", String::describe(schema))]);
         let tag = SocketAddressKind::describe(schema);
-        (vec![member("type", tag)], vec![("unix".into(), unix), ("fd".into(), fd)])
+        (vec![Member::required("type", tag)], vec![("unix".into(), unix), ("fd".into(), fd)])
     })
 }
 
@@ -72,13 +68,18 @@ impl QapiType for ChardevAdd {
             let backend = schema.union("ChardevBackend", "type", |schema| {
                 let socket = wrapped(schema, "ChardevSocket", |schema| {
                     let flag = bool::describe(schema);
-                    vec![member("addr", address(schema)), optional("server", flag.clone()), optional("wait", flag)]
+                    vec![
+                        Member::required("addr", address(schema)),
+                        Member::optional("server", flag.clone()),
+                        Member::optional("wait", flag),
+                    ]
                 });
-                let stdio = wrapped(schema, "ChardevStdio", |schema| vec![optional("signal", bool::describe(schema))]);
+                let stdio =
+                    wrapped(schema, "ChardevStdio", |schema| vec![Member::optional("signal", bool::describe(schema))]);
                 let tag = ChardevBackendKind::describe(schema);
-                (vec![member("type", tag)], vec![("socket".into(), socket), ("stdio".into(), stdio)])
+                (vec![Member::required("type", tag)], vec![("socket".into(), socket), ("stdio".into(), stdio)])
             });
-            vec![member("id", String::describe(schema)), member("backend", backend)]
+            vec![Member::required("id", String::describe(schema)), Member::required("backend", backend)]
         })
     }
 }

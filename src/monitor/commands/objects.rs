@@ -1,13 +1,16 @@
-//! Commands about objects: iothreads, and their properties in the object model that users of QEMU know.
+//! Commands about objects: iothreads and throttle groups, and their properties in the object model that users of QEMU know.
+
+use std::sync::Arc;
 
 use blockport_block::options::Options;
-use serde_json::Value;
+use blockport_block::throttle::ThrottleGroup;
+use serde_json::{Value, json};
 
 use super::super::dispatch::{Command, CommandError, CommandResult, command, query};
 use super::super::options_schema;
 use super::super::schema::{Arguments, Done, NoArguments, QapiType, Schema, answer, arguments};
 use crate::daemon::{Daemon, IothreadObject};
-use crate::options::IothreadConfig;
+use crate::options::{IothreadConfig, ThrottleGroupConfig};
 
 /// This theme's table.
 pub const COMMANDS: &[&dyn Command] = &[
@@ -22,13 +25,15 @@ pub const COMMANDS: &[&dyn Command] = &[
 /// The arguments of `object-add`, by kind.
 enum ObjectAdd {
     Iothread(IothreadConfig),
+    ThrottleGroup(ThrottleGroupConfig),
 }
 
 impl Arguments for ObjectAdd {
     fn from_options(mut options: Options) -> blockport_block::options::Result<Self> {
         match options.require_str("qom-type")?.as_str() {
             "iothread" => IothreadConfig::from_options(options).map(Self::Iothread),
-            other => Err(options.invalid("qom-type", other, "iothread")),
+            "throttle-group" => ThrottleGroupConfig::from_options(options).map(Self::ThrottleGroup),
+            other => Err(options.invalid("qom-type", other, "iothread or throttle-group")),
         }
     }
 }
@@ -41,7 +46,8 @@ impl QapiType for ObjectAdd {
 
 fn object_add(daemon: &mut Daemon, object: ObjectAdd) -> CommandResult<Done> {
     match object {
-        ObjectAdd::Iothread(config) => daemon.objects.add_iothread(config)?,
+        ObjectAdd::Iothread(config) => daemon.add_iothread(config)?,
+        ObjectAdd::ThrottleGroup(config) => daemon.add_throttle_group(&config)?,
     }
     Ok(Done {})
 }
@@ -54,8 +60,11 @@ arguments! {
 }
 
 fn object_del(daemon: &mut Daemon, arguments: ObjectId) -> CommandResult<Done> {
-    let users = daemon.exports.users_of(&arguments.id);
-    daemon.objects.remove(&arguments.id, &users)?;
+    let id = &arguments.id;
+    match daemon.graph.throttle_groups().find(id) {
+        Some(_) => daemon.graph.throttle_groups().remove(id)?,
+        None => daemon.objects.remove(id, &daemon.exports.users_of(id))?,
+    }
     Ok(Done {})
 }
 
@@ -88,16 +97,37 @@ enum Place<'a> {
     Root,
     Objects,
     Iothread(&'a IothreadObject),
+    ThrottleGroup(Arc<ThrottleGroup>),
+}
+
+impl Place<'_> {
+    /// The name of its type.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Root | Self::Objects => "container",
+            Self::Iothread(_) => "iothread",
+            Self::ThrottleGroup(_) => "throttle-group",
+        }
+    }
+
+    /// The error of a property that it lacks.
+    fn lacks(&self, property: &str) -> CommandError {
+        CommandError::new(format!("Property '{}.{property}' not found", self.kind()))
+    }
 }
 
 /// Follows a path: "/", "/objects", "/objects/ID", or an id by itself.
 fn find<'a>(daemon: &'a Daemon, path: &str) -> CommandResult<Place<'a>> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let object = |id| {
+        let group = || daemon.graph.throttle_groups().find(id).map(Place::ThrottleGroup);
+        daemon.objects.iothread(id).map(Place::Iothread).or_else(group)
+    };
     let place = match parts.as_slice() {
         [] => Some(Place::Root),
         ["objects"] => Some(Place::Objects),
-        ["objects", id] => daemon.objects.iothread(id).map(Place::Iothread),
-        [id] if !path.starts_with('/') => daemon.objects.iothread(id).map(Place::Iothread),
+        ["objects", id] => object(id),
+        [id] if !path.starts_with('/') => object(id),
         _ => None,
     };
     place.ok_or_else(|| CommandError::device_not_found(format!("Device '{path}' not found")))
@@ -125,6 +155,12 @@ fn qom_list(daemon: &mut Daemon, arguments: QomPath) -> CommandResult<Vec<Object
         Place::Root => list.push(property("objects", "child<container>")),
         Place::Objects => {
             list.extend(daemon.objects.iothreads().map(|object| property(&object.config().id, "child<iothread>")));
+            let groups = daemon.graph.throttle_groups().names();
+            list.extend(groups.iter().map(|name| property(name, "child<throttle-group>")));
+        }
+        Place::ThrottleGroup(group) => {
+            list.push(property("limits", "ThrottleLimits"));
+            list.extend(group.limits().values().iter().map(|(name, _)| property(&format!("x-{name}"), "int")));
         }
         Place::Iothread(_) => list.extend(PROPERTIES.iter().map(|name| property(name, "int"))),
     }
@@ -139,21 +175,25 @@ arguments! {
     }
 }
 
-fn no_property(kind: &str, property: &str) -> CommandError {
-    CommandError::new(format!("Property '{kind}.{property}' not found"))
-}
-
 fn qom_get(daemon: &mut Daemon, arguments: QomProperty) -> CommandResult<Value> {
     let QomProperty { path, property } = arguments;
-    match (find(daemon, &path)?, property.as_str()) {
-        (Place::Root | Place::Objects, "type") => Ok("container".into()),
-        (Place::Root | Place::Objects, _) => Err(no_property("container", &property)),
-        (Place::Iothread(_), "type") => Ok("iothread".into()),
-        (Place::Iothread(object), "poll-max-ns") => Ok(object.config().poll_max_ns.into()),
-        (Place::Iothread(object), "poll-grow") => Ok(object.config().poll_grow.into()),
-        (Place::Iothread(object), "poll-shrink") => Ok(object.config().poll_shrink.into()),
-        (Place::Iothread(_), _) => Err(no_property("iothread", &property)),
-    }
+    let place = find(daemon, &path)?;
+    let value = match (&place, property.as_str()) {
+        (_, "type") => Some(place.kind().into()),
+        (Place::Root | Place::Objects, _) => None,
+        (Place::Iothread(object), "poll-max-ns") => Some(object.config().poll_max_ns.into()),
+        (Place::Iothread(object), "poll-grow") => Some(object.config().poll_grow.into()),
+        (Place::Iothread(object), "poll-shrink") => Some(object.config().poll_shrink.into()),
+        (Place::Iothread(_), _) => None,
+        (Place::ThrottleGroup(group), "limits") => {
+            Some(group.limits().values().into_iter().map(|(name, value)| (name, Value::from(value))).collect())
+        }
+        (Place::ThrottleGroup(group), name) => {
+            let named = |(known, _): &(String, u64)| name.strip_prefix("x-") == Some(known);
+            group.limits().values().into_iter().find(named).map(|(_, value)| value.into())
+        }
+    };
+    value.ok_or_else(|| place.lacks(&property))
 }
 
 arguments! {
@@ -167,17 +207,27 @@ arguments! {
 
 fn qom_set(daemon: &mut Daemon, arguments: QomSet) -> CommandResult<Done> {
     let QomSet { path, property, value } = arguments;
-    let Place::Iothread(object) = find(daemon, &path)? else { return Err(no_property("container", &property)) };
-    if !PROPERTIES.contains(&property.as_str()) {
-        return Err(no_property("iothread", &property));
+    let place = find(daemon, &path)?;
+    match place {
+        Place::Iothread(object) if PROPERTIES.contains(&property.as_str()) => {
+            // Read as `object-add` reads it, so that the bounds are the same.
+            let old = object.config();
+            let mut options = json!({
+                "id": old.id, "poll-max-ns": old.poll_max_ns, "poll-grow": old.poll_grow,
+                "poll-shrink": old.poll_shrink,
+            });
+            options[property.as_str()] = value;
+            let config = IothreadConfig::from_options(Options::from_json(options)?)?;
+            daemon.objects.set_iothread(config)?;
+        }
+        // Limits that are not given stay as they are.
+        Place::ThrottleGroup(group) if property == "limits" || property.starts_with("x-") => {
+            let mut options = Options::from_json(json!({property.as_str(): value}))?;
+            let limits = group.limits().updated(&mut options, "limits.")?.updated(&mut options, "x-")?;
+            options.finish()?;
+            group.set_limits(limits)?;
+        }
+        place => return Err(place.lacks(&property)),
     }
-    // Read as `object-add` reads it, so that the bounds are the same.
-    let old = object.config();
-    let mut options = serde_json::json!({
-        "id": old.id, "poll-max-ns": old.poll_max_ns, "poll-grow": old.poll_grow, "poll-shrink": old.poll_shrink,
-    });
-    options[property.as_str()] = value;
-    let config = IothreadConfig::from_options(Options::from_json(options)?)?;
-    daemon.objects.set_iothread(config)?;
     Ok(Done {})
 }
