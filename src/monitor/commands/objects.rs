@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use blockport_block::aio::AioEngine;
 use blockport_block::options::Options;
 use blockport_block::throttle::ThrottleGroup;
 use serde_json::{Value, json};
@@ -78,18 +79,25 @@ answer! {
         "poll-shrink" => poll_shrink: u64,
         /// Always 0: a batch is whatever one turn of the loop brings together.
         "aio-max-batch" => aio_max_batch: u64,
+        /// What was asked for: auto, io_uring or threads.
+        "x-blockport-aio-engine" => aio_engine: String,
     }
 }
 
 fn query_iothreads(daemon: &mut Daemon, _: NoArguments) -> CommandResult<Vec<IothreadInfo>> {
     let info = |object: &IothreadObject| {
-        let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink, .. } = object.config().clone();
-        IothreadInfo { id, thread_id: object.thread_id(), poll_max_ns, poll_grow, poll_shrink, aio_max_batch: 0 }
+        let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink, aio_engine } = object.config().clone();
+        let (thread_id, aio_engine) = (object.thread_id(), engine_name(aio_engine).to_owned());
+        IothreadInfo { id, thread_id, poll_max_ns, poll_grow, poll_shrink, aio_max_batch: 0, aio_engine }
     };
     Ok(daemon.objects.iothreads().map(info).collect())
 }
 
-/// The properties of an iothread.
+fn engine_name(engine: AioEngine) -> &'static str {
+    AioEngine::NAMES.into_iter().find(|(_, known)| *known == engine).map_or("", |(name, _)| name)
+}
+
+/// The properties of an iothread that can be changed.
 const PROPERTIES: &[&str] = &["poll-grow", "poll-max-ns", "poll-shrink"];
 
 /// Where an object model's path leads.
@@ -162,7 +170,10 @@ fn qom_list(daemon: &mut Daemon, arguments: QomPath) -> CommandResult<Vec<Object
             list.push(property("limits", "ThrottleLimits"));
             list.extend(group.limits().values().iter().map(|(name, _)| property(&format!("x-{name}"), "int")));
         }
-        Place::Iothread(_) => list.extend(PROPERTIES.iter().map(|name| property(name, "int"))),
+        Place::Iothread(_) => {
+            list.extend(PROPERTIES.iter().map(|name| property(name, "int")));
+            list.push(property("aio-engine", "AioEngine"));
+        }
     }
     Ok(list)
 }
@@ -184,6 +195,7 @@ fn qom_get(daemon: &mut Daemon, arguments: QomProperty) -> CommandResult<Value> 
         (Place::Iothread(object), "poll-max-ns") => Some(object.config().poll_max_ns.into()),
         (Place::Iothread(object), "poll-grow") => Some(object.config().poll_grow.into()),
         (Place::Iothread(object), "poll-shrink") => Some(object.config().poll_shrink.into()),
+        (Place::Iothread(object), "aio-engine") => Some(engine_name(object.config().aio_engine).into()),
         (Place::Iothread(_), _) => None,
         (Place::ThrottleGroup(group), "limits") => {
             Some(group.limits().values().into_iter().map(|(name, value)| (name, Value::from(value))).collect())
@@ -214,11 +226,14 @@ fn qom_set(daemon: &mut Daemon, arguments: QomSet) -> CommandResult<Done> {
             let old = object.config();
             let mut options = json!({
                 "id": old.id, "poll-max-ns": old.poll_max_ns, "poll-grow": old.poll_grow,
-                "poll-shrink": old.poll_shrink,
+                "poll-shrink": old.poll_shrink, "aio-engine": engine_name(old.aio_engine),
             });
             options[property.as_str()] = value;
             let config = IothreadConfig::from_options(Options::from_json(options)?)?;
             daemon.objects.set_iothread(config)?;
+        }
+        Place::Iothread(_) if property == "aio-engine" => {
+            return Err(CommandError::new("Property 'iothread.aio-engine' cannot be changed"));
         }
         // Limits that are not given stay as they are.
         Place::ThrottleGroup(group) if property == "limits" || property.starts_with("x-") => {
