@@ -4,12 +4,11 @@
 //! that cannot be understood.
 
 mod background;
-mod chardev;
 mod commands;
 mod daemon;
 mod logging;
-mod monitor;
 mod options;
+mod sandbox;
 
 use std::io::Write;
 use std::process::ExitCode;
