@@ -89,14 +89,13 @@ mod tests {
     }
 
     #[test]
-    fn own_time_grows_by_about_what_is_spent() {
+    fn own_time_grows_while_it_is_spent() {
         let before = CpuTimes::sample(std::process::id()).unwrap();
         let start = std::time::Instant::now();
-        while start.elapsed().as_millis() < 30 {
-            std::hint::spin_loop();
+        // On a busy machine it may take long until this thread has had its millisecond.
+        while CpuTimes::sample(std::process::id()).unwrap().since(&before).ns <= 1_000_000 {
+            assert!(start.elapsed().as_secs() < 20, "no time was counted");
         }
-        let used = CpuTimes::sample(std::process::id()).unwrap().since(&before);
-        assert!(used.ns > 1_000_000, "{used:?}");
     }
 
     #[test]
