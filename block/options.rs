@@ -175,6 +175,13 @@ impl Options {
         self
     }
 
+    /// The same options as if they stood alone: complaints name them without what they were nested in.
+    #[must_use]
+    pub fn at_top(mut self) -> Self {
+        self.prefix.clear();
+        self
+    }
+
     /// Sets a string at a dotted key, in place of whatever was there.
     pub fn set_str(&mut self, key: &str, value: impl Into<String>) -> &mut Self {
         self.set(key, Value::String(value.into()))

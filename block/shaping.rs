@@ -30,14 +30,14 @@ pub(crate) struct BounceBudget {
 }
 
 /// A buffer of our own, within the budget until it is dropped.
-struct Bounce<'a> {
+pub(crate) struct Bounce<'a> {
     budget: &'a BounceBudget,
     buffer: AlignedBuffer,
 }
 
 impl BounceBudget {
-    /// `len` zero bytes, at most [`BOUNCE_MAX`] or one block, once the budget has room for them.
-    async fn buffer(&self, len: u64, align: u32) -> Bounce<'_> {
+    /// `len` zero bytes, once the budget has room for them.
+    pub(crate) async fn buffer(&self, len: u64, align: u32) -> Bounce<'_> {
         std::future::poll_fn(|cx| {
             // One always fits, however large its blocks are.
             if self.in_use.get() > 0 && self.in_use.get() + len > BOUNCE_TOTAL_MAX {
@@ -49,6 +49,13 @@ impl BounceBudget {
         })
         .await;
         Bounce { budget: self, buffer: AlignedBuffer::new(len as usize, align as usize) }
+    }
+}
+
+impl Bounce<'_> {
+    /// A piece of the buffer, for requests that end before it is dropped.
+    pub(crate) fn part(&self, start: usize, len: usize) -> IoVec {
+        self.buffer.iov().part(start, len)
     }
 }
 

@@ -4,11 +4,12 @@
 //! that cannot be understood.
 
 mod background;
+mod chardev;
 mod commands;
 mod daemon;
 mod logging;
+mod monitor;
 mod options;
-mod sandbox;
 
 use std::io::Write;
 use std::process::ExitCode;

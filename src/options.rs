@@ -4,11 +4,12 @@
 //! of vhost-user programs), keeps them apart, and owns the types that the daemon is started from. It never opens,
 //! creates or starts anything.
 
+mod chardev;
 mod disk;
 mod export;
 mod iothread;
-mod sandbox;
 mod storage_daemon;
+pub mod table;
 mod throttle_group;
 mod vhost_user_program;
 
@@ -22,13 +23,13 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 
 use crate::commands::{self, Command};
+pub use chardev::{ChardevConfig, ChardevKind, MonitorConfig};
 pub use disk::{CacheMode, Disk};
 pub use export::{
-    ExportConfig, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SocketAddress, check_queue_size_max, check_serial,
-    check_socket_path, parse_logical_block_size, parse_socket_mode,
+    EXPORT_OPTIONS, ExportConfig, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SocketAddress, check_queue_size_max,
+    check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
-pub use iothread::{IothreadConfig, POLL_MAX_NS_DEFAULT};
-pub use sandbox::{SandboxArgs, SandboxConfig, SandboxMode};
+pub use iothread::{IOTHREAD_OPTIONS, IothreadConfig, POLL_MAX_NS_DEFAULT};
 use storage_daemon::StorageDaemonArgs;
 pub use throttle_group::ThrottleGroupConfig;
 use vhost_user_program::VhostUserProgramArgs;
@@ -72,7 +73,8 @@ As management software starts a vhost-user program:
     name = "blockport",
     version,
     override_usage = "blockport serve DISK --socket PATH [OPTIONS]\n       \
-                      blockport [--object OBJECT] [--blockdev NODE] [--export EXPORT] [--pidfile PATH] [--daemonize]\n       \
+                      blockport [--object OBJECT] [--blockdev NODE] [--export EXPORT] [--chardev CHARDEV] [--monitor MONITOR]\n                 \
+                      [--pidfile PATH] [--daemonize]\n       \
                       blockport --socket-path=PATH|--fd=FDNUM --blk-file=PATH [--read-only]",
     after_long_help = format!("Examples:\n{}", indented(EXAMPLES)),
     arg_required_else_help = true,
@@ -85,9 +87,6 @@ pub struct Cli {
 
     #[command(flatten)]
     vhost_user_program: VhostUserProgramArgs,
-
-    #[command(flatten)]
-    sandbox: SandboxArgs,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -119,8 +118,6 @@ pub struct Config {
     /// What to print to standard output when all steps are done. None: nothing, as scripts and management software
     /// expect.
     pub announcement: Option<String>,
-    /// What to give up when all steps are done.
-    pub sandbox: SandboxConfig,
 }
 
 /// One thing to create.
@@ -134,6 +131,10 @@ pub enum Step {
     Blockdev(Options),
     /// An export of a node.
     Export(ExportConfig),
+    /// Where a monitor is reached.
+    Chardev(ChardevConfig),
+    /// A monitor.
+    Monitor(MonitorConfig),
 }
 
 /// A command line that cannot be understood, or that asks for help.
@@ -198,20 +199,11 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
         return Err(mixed(first, *style, other, *other_style));
     }
     let cli = Cli::from_arg_matches(&matches).map_err(|error| UsageError(Complaint::Parser(Box::new(error))))?;
-    let invocation = match (cli.command, styles.first()) {
-        (Some(command), _) => {
-            return match SandboxArgs::given(&matches) {
-                Some(option) => Err(UsageError::new(format!("{option} belongs behind the command"))),
-                None => commands::invocation(command),
-            };
-        }
-        (None, Some((_, Style::VhostUserProgram))) => cli.vhost_user_program.invocation()?,
-        (None, _) => cli.storage_daemon.invocation(&matches)?,
-    };
-    Ok(match invocation {
-        Invocation::Start(config) => Invocation::Start(Config { sandbox: cli.sandbox.config(), ..config }),
-        other => other,
-    })
+    match (cli.command, styles.first()) {
+        (Some(command), _) => commands::invocation(command),
+        (None, Some((_, Style::VhostUserProgram))) => cli.vhost_user_program.invocation(),
+        (None, _) => cli.storage_daemon.invocation(&matches),
+    }
 }
 
 /// The styles of command line.
@@ -324,6 +316,10 @@ mod tests {
             &second,
             "--blockdev",
             "null-co,node-name=m",
+            "--chardev",
+            "stdio,id=c",
+            "--monitor",
+            "c",
             "--pidfile",
             "/p",
             "--daemonize",
@@ -336,9 +332,11 @@ mod tests {
                 Step::ThrottleGroup(group) => group.id.clone(),
                 Step::Blockdev(node) => node.peek_str("node-name").unwrap_or_default().to_owned(),
                 Step::Export(export) => export.id.clone(),
+                Step::Chardev(chardev) => chardev.id.clone(),
+                Step::Monitor(monitor) => format!("monitor of {}", monitor.chardev),
             })
             .collect();
-        assert_eq!(steps, ["n", "e", "t", "f", "m"]);
+        assert_eq!(steps, ["n", "e", "t", "f", "m", "c", "monitor of c"]);
         assert_eq!((config.pidfile, config.daemonize, config.announcement), (Some("/p".into()), true, None));
     }
 
@@ -372,8 +370,6 @@ mod tests {
     fn what_only_qemu_storage_daemon_has_is_refused_by_name() {
         for (args, complaint) in [
             (["--nbd-server", "addr.type=unix"], "--nbd-server is not supported yet"),
-            (["--chardev", "socket,id=c"], "--chardev is not supported yet"),
-            (["--monitor", "chardev=c"], "--monitor is not supported yet"),
             (["--trace", "x"], "--trace is not supported yet"),
             (["-T", "x"], "--trace is not supported yet"),
         ] {

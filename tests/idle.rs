@@ -7,6 +7,7 @@ use crate::backend::{Backend, Setup};
 use crate::frontend::device::{Device, Profile};
 use crate::frontend::wire::Connection;
 use crate::image::Image;
+use crate::monitor::client::Monitored;
 
 /// How long nothing may happen.
 const IDLE: Duration = Duration::from_secs(10);
@@ -46,16 +47,19 @@ fn rss_anon_kib(backend: &Backend) -> u64 {
 }
 
 #[test]
-fn an_idle_daemon_with_connected_front_ends_uses_no_cpu() {
+fn an_idle_daemon_with_connected_front_ends_and_a_monitor_uses_no_cpu() {
     let dir = tempfile::tempdir().expect("a directory");
     let image = Image::empty(1 << 20);
-    let backend = Setup::null(1 << 20).more(further_disks(dir.path(), &image, 2)).start();
+    let backend = Monitored::start(Setup::null(1 << 20).more(further_disks(dir.path(), &image, 2)));
+    let mut client = backend.client();
+    let backend = &backend.backend;
     let _devices =
         [at_rest(backend.socket()), at_rest(&dir.path().join("0.sock")), at_rest(&dir.path().join("1.sock"))];
     std::thread::sleep(SETTLE);
     let (switches, ticks) = (backend.context_switches(), backend.cpu_ticks());
     std::thread::sleep(IDLE);
     assert_eq!((backend.context_switches(), backend.cpu_ticks()), (switches, ticks));
+    client.ok("query-version", serde_json::json!({}));
 }
 
 #[test]

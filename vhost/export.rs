@@ -159,13 +159,13 @@ impl BlockDevOps for Device {
 /// are finished, the socket file is removed.
 pub struct VhostUserBlkExport {
     /// First to go, so that nothing is served when the device is detached.
-    server: Server,
+    _server: Server,
     _attached: Attached,
     state: Arc<ExportState>,
 }
 
 impl VhostUserBlkExport {
-    /// Opens the socket; front-ends that connect wait until [`VhostUserBlkExport::begin`]. Queue `n` runs on `iothreads[n % iothreads.len()]`. `on_end` is called, on the control thread, when
+    /// Starts serving. Queue `n` runs on `iothreads[n % iothreads.len()]`. `on_end` is called, on the control thread, when
     /// no front-end can come any more: after the one on a connected socket has left.
     ///
     /// # Errors
@@ -205,17 +205,17 @@ impl VhostUserBlkExport {
         let endpoint = Endpoint::open(address)?;
         let attached = state.backend.attach(Arc::new(Device(Arc::downgrade(&state))))?;
         let server = Server::start(state.clone(), endpoint, on_end).map_err(ExportError::Thread)?;
-        Ok(Self { server, _attached: attached, state })
-    }
-
-    /// Begins to serve front-ends.
-    pub fn begin(&self) {
-        self.server.begin();
+        Ok(Self { _server: server, _attached: attached, state })
     }
 
     /// Its name.
     pub fn id(&self) -> &str {
         &self.state.settings.id
+    }
+
+    /// Whether a front-end is connected at this moment.
+    pub fn is_connected(&self) -> bool {
+        self.state.session.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// The drive it offers.

@@ -19,7 +19,7 @@ mod virtqueue;
 mod write_cache;
 
 pub use export::{ExportError, ExportSettings, VhostUserBlkExport};
-pub use socket::{SocketAddress, SocketError};
+pub use socket::{Endpoint, Listener, SocketAddress, SocketError};
 
 /// What benches and property tests need of the inside; not part of the interface.
 #[doc(hidden)]

@@ -1,9 +1,10 @@
-//! Where an export is reached: a Unix socket that we make, or a descriptor passed in. It owns the listening socket and
-//! its file; what is said on it is the session's business.
+//! Where an export or a monitor is reached: a Unix socket that we make, or a descriptor passed in. It owns the listening
+//! socket and its file; what is said on it is the session's business.
 
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-/// Where an export is reached.
+/// Where an export or a monitor is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SocketAddress {
     /// A socket file that we make.
@@ -25,6 +26,13 @@ pub enum SocketAddress {
         /// Its group, a number; `None`: our own.
         group: Option<u32>,
     },
+    /// A name that is in no file system.
+    Abstract {
+        /// At most 107 bytes, any but zero.
+        name: String,
+        /// Whether the address is the name; else it is the name and zeroes, to the longest that an address can be.
+        tight: bool,
+    },
     /// A listening or connected socket that we inherited.
     Fd(RawFd),
 }
@@ -33,6 +41,7 @@ impl fmt::Display for SocketAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix { path, .. } => write!(f, "{}", path.display()),
+            Self::Abstract { name, .. } => write!(f, "@{name}"),
             Self::Fd(fd) => write!(f, "file descriptor {fd}"),
         }
     }
@@ -40,6 +49,9 @@ impl fmt::Display for SocketAddress {
 
 /// The mode of a socket file that got a group but no mode.
 const MODE_DEFAULT: u32 = 0o660;
+
+/// The longest name that is in no file system: `sun_path` without the zero that such a name begins with.
+const ABSTRACT_NAME_BYTES: usize = 107;
 
 /// How many front-ends may wait for the one being served.
 const BACKLOG: i32 = 128;
@@ -53,26 +65,34 @@ pub struct SocketError {
 }
 
 /// A socket to be served.
-pub(crate) enum Endpoint {
-    /// Front-ends connect one after the other.
+pub enum Endpoint {
+    /// Peers connect.
     Listening(Listener),
-    /// One front-end, served once.
+    /// One peer, served once.
     Connected(UnixStream),
 }
 
 /// A listening socket; the file it made goes away with it.
-pub(crate) struct Listener {
+pub struct Listener {
     listener: UnixListener,
     /// Path, device and inode of our own socket file.
     file: Option<(PathBuf, u64, u64)>,
 }
 
 impl Listener {
-    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
+    /// Has [`Listener::accept`] fail with `WouldBlock` rather than wait.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
         self.listener.set_nonblocking(true)
     }
 
-    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
+    /// Takes the next peer.
+    ///
+    /// # Errors
+    /// The system's: there is none, it is gone already, or there are too few descriptors.
+    pub fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().map(|(stream, _)| stream)
     }
 }
@@ -95,13 +115,38 @@ impl Drop for Listener {
 }
 
 impl Endpoint {
-    pub(crate) fn open(address: &SocketAddress) -> Result<Self, SocketError> {
+    /// Makes the socket, or takes the inherited one over.
+    ///
+    /// # Errors
+    /// It cannot be made, is served by somebody else, or is no Unix stream socket.
+    pub fn open(address: &SocketAddress) -> Result<Self, SocketError> {
         let refuse = |why: String| SocketError { address: address.to_string(), why };
         match address {
             SocketAddress::Unix { path, mode, group } => {
                 listen(path, *mode, *group).map(Self::Listening).map_err(refuse)
             }
+            SocketAddress::Abstract { name, tight } => {
+                listen_abstract(name, *tight).map(Self::Listening).map_err(|e| refuse(e.to_string()))
+            }
             SocketAddress::Fd(fd) => inherited(*fd).map_err(refuse),
+        }
+    }
+
+    /// Connects to a socket that somebody else listens on.
+    ///
+    /// # Errors
+    /// Nobody does, or it may not be used. An inherited descriptor must be connected already.
+    pub fn connect(address: &SocketAddress) -> Result<UnixStream, SocketError> {
+        let refuse = |why: String| SocketError { address: address.to_string(), why };
+        match address {
+            SocketAddress::Unix { path, .. } => UnixStream::connect(path).map_err(|e| refuse(e.to_string())),
+            SocketAddress::Abstract { name, tight } => abstract_address(name, *tight)
+                .and_then(|address| UnixStream::connect_addr(&address))
+                .map_err(|e| refuse(e.to_string())),
+            SocketAddress::Fd(fd) => match inherited(*fd).map_err(refuse)? {
+                Self::Connected(stream) => Ok(stream),
+                Self::Listening(_) => Err(refuse("it listens, and is not connected".into())),
+            },
         }
     }
 }
@@ -141,6 +186,19 @@ fn listen(path: &Path, mode: Option<u32>, group: Option<u32>) -> Result<Listener
         std::fs::set_permissions(&path, permissions).map_err(|e| format!("setting its mode: {e}"))?;
     }
     Ok(listener)
+}
+
+fn listen_abstract(name: &str, tight: bool) -> io::Result<Listener> {
+    let listener = UnixListener::bind_addr(&abstract_address(name, tight)?)?;
+    Ok(Listener { listener, file: None })
+}
+
+fn abstract_address(name: &str, tight: bool) -> io::Result<std::os::unix::net::SocketAddr> {
+    let mut name = name.as_bytes().to_vec();
+    if !tight {
+        name.resize(name.len().max(ABSTRACT_NAME_BYTES), 0);
+    }
+    std::os::unix::net::SocketAddr::from_abstract_name(name)
 }
 
 /// Removes a socket file that nobody listens on.

@@ -1,6 +1,9 @@
 //! The register of block drivers: `mod` lines and one table, nothing else.
 
 mod blkdebug;
+mod blklogwrites;
+mod blkverify;
+mod copy_on_read;
 mod file;
 mod memory;
 mod null;
@@ -41,7 +44,17 @@ pub struct DriverRow {
 }
 
 /// All drivers.
-pub const DRIVERS: &[DriverRow] = &[blkdebug::ROW, file::ROW, memory::ROW, null::ROW, raw::ROW, throttle::ROW];
+pub const DRIVERS: &[DriverRow] = &[
+    blkdebug::ROW,
+    blklogwrites::ROW,
+    blkverify::ROW,
+    copy_on_read::ROW,
+    file::ROW,
+    memory::ROW,
+    null::ROW,
+    raw::ROW,
+    throttle::ROW,
+];
 
 /// The driver of that name.
 pub fn find(name: &str) -> Option<&'static DriverRow> {

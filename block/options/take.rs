@@ -205,6 +205,14 @@ impl Options {
         }
     }
 
+    /// Fails, naming the first option at this level that `is_known` does not know.
+    pub fn only(&self, is_known: impl Fn(&str) -> bool) -> Result<()> {
+        match self.entries.iter().position(|(key, _)| !is_known(key)) {
+            Some(at) => Self { entries: vec![self.entries[at].clone()], ..self.clone() }.finish(),
+            None => Ok(()),
+        }
+    }
+
     /// Ends the taking: fails, naming the first option nobody took.
     pub fn finish(self) -> Result<()> {
         let Some((key, value)) = self.entries.first() else {

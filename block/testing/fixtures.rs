@@ -94,6 +94,44 @@ pub fn all(size: u64) -> Vec<Fixture> {
             )
         }),
     ];
+    all.extend([
+        Fixture {
+            name: "blkverify",
+            driver: "blkverify",
+            options: format!("blkverify,test.driver=memory,test.size={size},raw.driver=memory,raw.size={size}"),
+            ..PLAIN
+        },
+        Fixture {
+            name: "copy-on-read",
+            driver: "copy-on-read",
+            options: format!("copy-on-read,file.driver=memory,file.size={size}"),
+            ..PLAIN
+        },
+        Fixture {
+            name: "blklogwrites",
+            driver: "blklogwrites",
+            options: format!("blklogwrites,file.driver=memory,file.size={size},log.driver=memory,log.size=256M"),
+            ..PLAIN
+        },
+        on_file("blklogwrites in larger sectors", "blklogwrites", TempDir::in_memory(), size, |path| {
+            format!(
+                "blklogwrites,log-sector-size=4096,log-super-update-interval=3,file.driver=file,file.filename={path},\
+                 log.driver=memory,log.size=256M"
+            )
+        }),
+    ]);
+    let place = TempDir::on_disk();
+    let (test, raw) = (place.file("test", size), place.file("raw", size));
+    all.push(Fixture {
+        name: "blkverify of a direct file",
+        driver: "blkverify",
+        options: format!(
+            "blkverify,test.driver=file,test.filename={test},test.cache.direct=on,raw.driver=file,raw.filename={raw}"
+        ),
+        persists: true,
+        _place: Some(place),
+        ..PLAIN
+    });
     for group in ["unlimited", "limited"] {
         all.push(Fixture {
             name: group,

@@ -63,6 +63,8 @@ def options():
     add("--file-size", type=int, metavar="MIB", help="size of the files (default: 1024)")
     add("--idle-timeout", type=float, metavar="S",
         help="wait at most so long for an idle machine before each run (default: 60)")
+    add("--minutes", type=float, default=float("inf"), metavar="M",
+        help="end after so many minutes, with what was measured until then")
     add("--bin-dir", type=pathlib.Path, default=ROOT / "target" / "release", metavar="DIR",
         help="where blockport and blockport-reference are (default: target/release)")
     add("--out", type=pathlib.Path, metavar="DIR", help="where results go (default: target/bench/TIME)")
@@ -119,22 +121,22 @@ def main():
     for name, reason in {**missing, **not_measured}.items():
         say(f"left out: {name}: {reason}")
     say(duration(args, plan))
+    deadline = time.monotonic() + 60 * args.minutes
     stamp = time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())
     interrupted = False
     with machine.Files(args.disk_dir, args.file_size, {row.medium for row, _ in plan}) as files:
         found = resumed
         if not found:
-            words = {name: value if isinstance(value, (int, float, type(None))) else str(value)
-                     for name, value in vars(args).items()}
+            words = {name: getattr(args, name) for name in SETTLED}
             directory = args.out or ROOT / "target" / "bench" / stamp
             found = results.Results.new(directory / "results.json", machine.facts(args, files), words, plan, missing)
             found.not_measured.update(not_measured)
         try:
-            run.all_rounds(args, plan, files, found)
+            run.all_rounds(args, plan, files, found, deadline)
             while args.preset == "short" and args.rounds < SHORT_ROUNDS_MAX and missed(judged(found)):
                 args.rounds += 2
                 found.options["rounds"] = args.rounds
-                run.all_rounds(args, plan, files, found)
+                run.all_rounds(args, plan, files, found, deadline)
             if args.instructions:
                 found.data["instructions"] = count_instructions()
         except KeyboardInterrupt:
@@ -186,7 +188,7 @@ def publish(found, directory, args):
     text = report.markdown(found, verdicts, [plot for plot in plots if plot.suffix == ".png"])
     (directory / "report.md").write_text(text)
     if directory / "results.json" != found.path:
-        (directory / "results.json").write_text(json.dumps(found.data, indent=1) + "\n")
+        (directory / "results.json").write_text(found.text())
     print(text)
     say(f"written to {directory}: report.md, results.json, {len(plots)} plots")
     return verdicts

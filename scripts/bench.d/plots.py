@@ -64,12 +64,13 @@ def draw_cases(results, medium, cases):
     figure, grid = plt.subplots(len(cases), 3, figsize=(14, sum(heights) + 1.1), squeeze=False,
                                 gridspec_kw={"height_ratios": heights})
     heading(figure, results, f"{rows.MEDIA[medium]}: rate, CPU time of the daemon, latency")
-    for number, (row, axes) in enumerate(zip(cases, grid)):
+    figure.legend(*case_keys(), loc="upper right", ncol=5, fontsize=8, borderaxespad=0.8)
+    for row, axes in zip(cases, grid):
         names = results.measured(row)
         data = [measures.clean(measures.of(results.samples, row["name"], name)) for name in names]
         rate_chart(axes[0], row, data, names)
-        cpu_chart(axes[1], data, names, legend=number == 0)
-        latency_chart(axes[2], data, names, legend=number == 0)
+        cpu_chart(axes[1], data, names)
+        latency_chart(axes[2], data, names)
         for axis in axes:
             axis.set_ylim(len(names) - 0.4, -0.6)
             axis.set_yticks(range(len(names)))
@@ -77,8 +78,20 @@ def draw_cases(results, medium, cases):
             axis.tick_params(axis="y", length=0)
             axis.grid(axis="x")
         work = row["title"].split(", ", rows.MEDIA[medium].count(", ") + 1)[-1]
-        axes[0].set_title(work[0].upper() + work[1:], loc="left", fontweight="bold", x=-0.32 if len(work) > 40 else 0)
+        axes[0].set_title(work[0].upper() + work[1:], loc="left", fontweight="bold")
     return figure
+
+
+LATENCIES = (("p50", "o"), ("p99", "D"), ("p99_9", "|"))
+
+
+def case_keys():
+    """The legend of a chart of cases: keys and their names."""
+    keys = [matplotlib.patches.Patch(color="#777777"),
+            matplotlib.patches.Patch(facecolor="#777777", alpha=0.45, hatch="////", edgecolor="white")]
+    keys += [matplotlib.lines.Line2D([], [], color="#777777", marker=marker, lw=0, ms=9 if marker == "|" else 5,
+                                     mew=2 if marker == "|" else 0.5) for _, marker in LATENCIES]
+    return keys, ["CPU in user space", "in the kernel", "p50", "p99", "p99.9"]
 
 
 def rate_chart(axis, row, data, names):
@@ -99,7 +112,7 @@ def rate_chart(axis, row, data, names):
     axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: text(v)))
 
 
-def cpu_chart(axis, data, names, legend):
+def cpu_chart(axis, data, names):
     for at, (samples, name) in enumerate(zip(data, names)):
         user, system = (measures.median(samples, f"cpu_{side}_ns_per_request") for side in ("user", "system"))
         if user is None:
@@ -111,22 +124,17 @@ def cpu_chart(axis, data, names, legend):
                       textcoords="offset points", va="center", fontsize=8)
     axis.set_xlim(0, axis.get_xlim()[1] * 1.15)
     axis.set_xlabel("CPU µs per request")
-    if legend:
-        keys = [matplotlib.patches.Patch(color="#777777"),
-                matplotlib.patches.Patch(facecolor="#777777", alpha=0.45, hatch="////", edgecolor="white")]
-        axis.legend(keys, ["user space", "kernel"], loc="lower right", bbox_to_anchor=(1, 1), ncol=2, fontsize=8, borderaxespad=0.1)
 
 
-def latency_chart(axis, data, names, legend):
-    points = (("p50", "o"), ("p99", "D"), ("p99_9", "|"))
+def latency_chart(axis, data, names):
     for at, (samples, name) in enumerate(zip(data, names)):
-        found = [measures.median(samples, f"latency_ns_{point}") for point, _ in points]
+        found = [measures.median(samples, f"latency_ns_{point}") for point, _ in LATENCIES]
         if None in found:
             continue
         found = [value / 1e3 for value in found]
         colour = look(COLOURS, name)
         axis.plot(found, [at] * 3, color=colour, lw=2, alpha=0.6)
-        for value, (_, marker) in zip(found, points):
+        for value, (_, marker) in zip(found, LATENCIES):
             axis.plot(value, at, marker, color=colour, ms=9 if marker == "|" else 5, mew=2 if marker == "|" else 0.5,
                       mec=colour if marker == "|" else "#222222")
     axis.set_xscale("log")
@@ -136,10 +144,6 @@ def latency_chart(axis, data, names, legend):
     if high / low > 100:
         # 2 and 5 would be too close.
         axis.xaxis.set_major_locator(ticker.LogLocator())
-    if legend:
-        keys = [matplotlib.lines.Line2D([], [], color="#777777", marker=marker, lw=0, ms=9 if marker == "|" else 5,
-                                        mew=2 if marker == "|" else 0.5) for _, marker in points]
-        axis.legend(keys, ["p50", "p99", "p99.9"], loc="lower right", bbox_to_anchor=(1, 1), ncol=3, fontsize=8, borderaxespad=0.1)
 
 
 def draw_latency(results):
@@ -191,9 +195,9 @@ def draw_polling(results):
     sweeps = [row for row in results.rows if row["sweep"] and len(results.measured(row)) > 1]
     if not sweeps:
         return None
-    figure, grid = plt.subplots(2, len(sweeps), figsize=(6.6 * len(sweeps), 6.4), squeeze=False, sharex="col",
+    figure, grid = plt.subplots(2, len(sweeps), figsize=(max(6.6 * len(sweeps), 10), 6.4), squeeze=False, sharex="col",
                                 gridspec_kw={"height_ratios": (3, 2)})
-    heading(figure, results, "polling: latency that it gives and CPU time that it takes, one request at a time")
+    heading(figure, results, "polling: latency it gives, CPU time it takes; one request at a time, client that checks once")
     for (upper, lower), row in zip(grid.T, sweeps):
         data = []
         for name in results.measured(row):
@@ -220,7 +224,7 @@ def draw_polling(results):
         decade_ticks(upper.yaxis)
         low, high = upper.get_ylim()
         upper.set_ylim(low / 1.5, high * 1.5)
-        upper.set_title(rows.MEDIA[row["medium"]] + ", 4k random reads, client that checks once", loc="left", fontweight="bold")
+        upper.set_title(rows.MEDIA[row["medium"]] + ", 4k random reads", loc="left", fontweight="bold")
         for axis in (upper, lower):
             axis.grid(axis="y")
         upper.legend(loc="upper right", bbox_to_anchor=(1, 1.09), ncol=2, borderaxespad=0)

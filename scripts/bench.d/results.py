@@ -22,7 +22,7 @@ class Results:
     @classmethod
     def new(cls, path, facts, options, plan, left_out):
         rows = [{**dataclasses.asdict(row), "targets": [target.name for target in able]} for row, able in plan]
-        data = {"format": FORMAT, "facts": facts, "options": options, "rows": rows, "left_out": left_out,
+        data = {"format": FORMAT, "facts": facts, "options": options, "rows": rows, "left_out": left_out, "commands": {},
                 "not_measured": {}, "floors": [], "samples": [], "failures": [], "instructions": []}
         return cls(path, data)
 
@@ -40,8 +40,20 @@ class Results:
         """Replaces the file as a whole: it is never seen half written."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(self.data, indent=1) + "\n")
+        new.write_text(self.text())
         new.replace(self.path)
+
+    def text(self):
+        """The file's content: an object, with a line for each thing that is one of many."""
+        def lines(value):
+            if isinstance(value, list) and value:
+                return "[\n" + ",\n".join(json.dumps(entry) for entry in value) + "\n]"
+            return json.dumps(value)
+
+        return "{\n" + ",\n".join(f"{json.dumps(name)}: {lines(value)}" for name, value in self.data.items()) + "\n}\n"
+
+    def note_command(self, row, target, command):
+        self.commands.setdefault(row, {})[target] = command
 
     def __getattr__(self, name):
         try:

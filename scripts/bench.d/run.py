@@ -33,8 +33,9 @@ def seconds_of(args, plan):
     return args.rounds * sum(len(able) for _, able in plan) * (args.ramp + args.runtime + OVERHEAD_S)
 
 
-def all_rounds(args, plan, files, results):
-    """Every target of every row in every round that `results` does not have yet; saved after each sample."""
+def all_rounds(args, plan, files, results, deadline):
+    """Every target of every row in every round that `results` does not have yet; saved after each sample. It ends early
+    when the clock is past `deadline` (as time.monotonic tells it)."""
     done = {(s["round"], s["row"], s["target"]) for s in results.samples}
     total = args.rounds * sum(len(able) for _, able in plan)
     at = 0
@@ -48,6 +49,9 @@ def all_rounds(args, plan, files, results):
                 at += 1
                 if (number, row.name, target.name) in done or results.is_given_up(row.name, target.name):
                     continue
+                if time.monotonic() >= deadline:
+                    progress("the time is up (--minutes)", end="\n")
+                    return
                 label = f"[{at}/{total}] round {number + 1}: {row.name}: {target.name}"
                 try:
                     sample = one(args, row, target, files[row.medium], label)
@@ -59,9 +63,15 @@ def all_rounds(args, plan, files, results):
                     results.failures.append({"row": row.name, "target": target.name, "round": number,
                                              "message": str(failure)})
                 else:
+                    results.note_command(row.name, target.name, command(row, target))
                     results.samples.append({"round": number, "row": row.name, "target": target.name, **sample})
                 results.save()
     progress("", end="\n")
+
+
+def command(row, target):
+    """How it is started, as text, without what differs from machine to machine."""
+    return " ".join(map(str, target.argv(pathlib.Path(), row, "FILE", "SOCKET")))
 
 
 def one(args, row, target, file, label):
@@ -109,7 +119,6 @@ def daemon(args, row, target, file, hogs):
         "gap_ns_max": found["gap_ns_max"],
         "kicks_per_request": found["kicks"] / max(found["requests"], 1),
         "others_cpus": others,
-        "argv": [str(word) for word in argv],
     }
 
 
@@ -146,7 +155,6 @@ def fio(args, row, target, file, hogs):
         "gap_ns_max": None,
         "kicks_per_request": None,
         "others_cpus": others,
-        "argv": argv,
     }
 
 
@@ -159,8 +167,7 @@ def floor(args, row, target, file, hogs):
     rate = parse(argv, result)["eventfd_round_trips_per_s"]
     nothing = ("bandwidth_bytes_per_s", "cpu_ns_per_request", "cpu_user_ns_per_request", "cpu_system_ns_per_request",
                "latency_ns_p50", "latency_ns_p99", "latency_ns_p99_9", "gap_ns_max", "kicks_per_request")
-    return {"iops": rate, "latency_ns_mean": 1e9 / rate, **dict.fromkeys(nothing), "others_cpus": others,
-            "argv": [str(word) for word in argv]}
+    return {"iops": rate, "latency_ns_mean": 1e9 / rate, **dict.fromkeys(nothing), "others_cpus": others}
 
 
 def floors(args):

@@ -11,9 +11,9 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::options::{
-    CacheMode, Config, Disk, ExportConfig, IothreadConfig, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT,
-    SEG_MAX_LIMIT, SandboxArgs, SocketAddress, Step, UsageError, check_queue_size_max, check_serial, check_socket_path,
-    parse_logical_block_size, parse_socket_mode,
+    CacheMode, ChardevConfig, ChardevKind, Config, Disk, ExportConfig, IothreadConfig, MonitorConfig,
+    POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SocketAddress, Step, UsageError,
+    check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 
 /// The permissions of the socket unless stated: whoever may connect may read and write the disk.
@@ -21,6 +21,9 @@ const SOCKET_MODE_DEFAULT: &str = "0600";
 
 /// The queue size that front-ends choose unless told otherwise.
 const QUEUE_SIZE_USUAL: u16 = 128;
+
+/// The name of the monitor's character device.
+const MONITOR: &str = "monitor";
 
 /// The arguments, with their help.
 #[derive(Args, Debug)]
@@ -131,8 +134,11 @@ pub struct ServeArgs {
     #[arg(long, value_name = "GROUP", help_heading = "Who may connect")]
     socket_group: Option<String>,
 
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    /// A unix socket where commands are taken while the disk is served
+    ///
+    /// `blockport ctl PATH` is the client for people; the protocol is QMP. Only the daemon's own user may connect.
+    #[arg(long, value_name = "PATH", help_heading = "Commands while it runs")]
+    monitor: Option<PathBuf>,
 }
 
 fn serial(text: &str) -> Result<String, String> {
@@ -173,13 +179,19 @@ impl ServeArgs {
             export.queue_size_max = size;
         }
         let disk = Disk { path: self.disk, format: self.format, read_only: self.read_only, cache: self.cache };
-        let mut config = Config { sandbox: self.sandbox.config(), ..Config::default() };
+        let mut config = Config::default();
         let iothread = IothreadConfig {
             poll_max_ns: self.poll_max_ns,
             aio_engine: self.aio_engine,
             ..IothreadConfig::new(Disk::IOTHREAD_NAME)
         };
         disk.configure(&mut config, export, self.iothreads, &iothread)?;
+        if let Some(path) = self.monitor {
+            let path =
+                check_socket_path(path).map_err(|expected| UsageError::new(format!("--monitor must be {expected}")))?;
+            config.steps.push(Step::Chardev(ChardevConfig::listening(MONITOR, path)));
+            config.steps.push(Step::Monitor(MonitorConfig::new(MONITOR)));
+        }
         config.announcement = Some(announcement(&config));
         Ok(config)
     }
@@ -199,14 +211,16 @@ pub fn announcement(config: &Config) -> String {
             text += &format!("\ncloud-hypervisor:\n  {}\n\n", cloud_hypervisor_arguments(export, &socket));
         }
     }
+    for step in &config.steps {
+        if let Step::Chardev(ChardevConfig { kind: ChardevKind::Listening { address, .. }, .. }) = step {
+            text += &format!("commands:\n  blockport ctl {} --help\n\n", quoted(&address.to_string()));
+        }
+    }
     let sockets: Vec<String> = config
         .steps
         .iter()
         .filter_map(|step| match step {
-            Step::Export(export) => Some(match &export.socket {
-                SocketAddress::Unix { path, .. } => path.display().to_string(),
-                SocketAddress::Fd(fd) => format!("descriptor {fd}"),
-            }),
+            Step::Export(export) => Some(export.socket.to_string()),
             _ => None,
         })
         .collect();

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use blockport_block::options::{Options, Result, is_valid_id, parse_size};
 
+use super::table::{self, OptionKind, OptionRow, optional, required};
+
 /// The most queues an export may have.
 pub const QUEUES_MAX: u16 = 256;
 
@@ -37,8 +39,25 @@ pub enum SocketAddress {
         /// The group of the socket file, a name or a number. None: the daemon's own.
         group: Option<String>,
     },
+    /// A name that is in no file system.
+    Abstract {
+        /// At most 107 bytes.
+        name: String,
+        /// Whether the address ends with the name, rather than being filled up with zeroes.
+        tight: bool,
+    },
     /// An inherited descriptor: a listening socket, or a connected one that is served once.
     Fd(i32),
+}
+
+impl std::fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix { path, .. } => path.display().fmt(f),
+            Self::Abstract { name, .. } => write!(f, "@{name}"),
+            Self::Fd(fd) => write!(f, "descriptor {fd}"),
+        }
+    }
 }
 
 /// A node offered as a vhost-user-blk device.
@@ -68,6 +87,30 @@ pub struct ExportConfig {
     pub seg_max: u32,
 }
 
+/// The one kind of export.
+const TYPE: &str = "vhost-user-blk";
+
+/// All options of an export.
+pub const EXPORT_OPTIONS: &[OptionRow] = &[
+    required("type", OptionKind::Choice("BlockExportType", &[TYPE])),
+    required("id", OptionKind::Text),
+    required("node-name", OptionKind::Text),
+    required("addr", OptionKind::Address),
+    optional("writable", OptionKind::Flag),
+    optional("writethrough", OptionKind::Flag),
+    optional("num-queues", OptionKind::Number),
+    optional("logical-block-size", OptionKind::Number),
+    optional("iothread", OptionKind::TextOrList),
+    optional("iothreads", OptionKind::TextOrList),
+    optional("fixed-iothread", OptionKind::Flag),
+    optional("allow-inactive", OptionKind::Flag),
+    optional("serial", OptionKind::Text),
+    optional("queue-size-max", OptionKind::Number),
+    optional("seg-max", OptionKind::Number),
+    optional("socket-mode", OptionKind::Text),
+    optional("socket-group", OptionKind::Text),
+];
+
 impl ExportConfig {
     /// A read-only export of one queue, with the defaults of everything else.
     ///
@@ -93,7 +136,6 @@ impl ExportConfig {
     ///
     /// Fails on options that are missing, unknown, out of bounds, or known to qemu-storage-daemon only.
     pub fn from_options(mut options: Options) -> Result<Self> {
-        const TYPE: &str = "vhost-user-blk";
         match options.require_str("type")?.as_str() {
             TYPE => {}
             kind @ ("nbd" | "fuse" | "vduse-blk") => {
@@ -101,6 +143,7 @@ impl ExportConfig {
             }
             other => return Err(options.invalid("type", other, TYPE)),
         }
+        table::check(&options, EXPORT_OPTIONS)?;
         let id = options.require_str("id")?;
         if !is_valid_id(&id) {
             return Err(options.invalid("id", id, "a letter, then letters, digits, '-', '.' and '_'"));
@@ -149,34 +192,46 @@ fn take_socket(options: &mut Options) -> Result<SocketAddress> {
     };
     let kind = addr.require_str("type")?;
     let socket = match kind.as_str() {
-        "unix" => {
-            let path = addr.require_str("path")?;
-            let path = check_socket_path(path.clone()).map_err(|expected| addr.invalid("path", path, expected))?;
-            if addr.take_bool("abstract")? == Some(true) {
-                return Err(addr.unsupported_value("abstract", "on"));
+        "unix" => match take_unix(&mut addr)? {
+            SocketAddress::Unix { path, .. } => {
+                let mode = match options.take_str("socket-mode")? {
+                    None => None,
+                    Some(text) => Some(
+                        parse_socket_mode(&text).map_err(|expected| options.invalid("socket-mode", &text, expected))?,
+                    ),
+                };
+                SocketAddress::Unix { path, mode, group: options.take_str("socket-group")? }
             }
-            // Says how an abstract address is padded; means nothing for a path.
-            addr.take_bool("tight")?;
-            let mode = match options.take_str("socket-mode")? {
-                None => None,
-                Some(text) => {
-                    Some(parse_socket_mode(&text).map_err(|expected| options.invalid("socket-mode", &text, expected))?)
-                }
-            };
-            SocketAddress::Unix { path, mode, group: options.take_str("socket-group")? }
-        }
-        "fd" => {
-            let text = addr.require_str("str")?;
-            match text.parse() {
-                Ok(fd @ 0..) => SocketAddress::Fd(fd),
-                _ => return Err(addr.invalid("str", text, "the number of an inherited socket")),
-            }
-        }
+            other => other,
+        },
+        "fd" => take_fd(&mut addr, "str")?,
         "inet" | "vsock" => return Err(addr.unsupported_value("type", kind)),
         _ => return Err(addr.invalid("type", kind, "unix or fd")),
     };
     addr.finish()?;
     Ok(socket)
+}
+
+/// Takes `path`, `abstract` and `tight`. The socket file's mode and group are left open.
+pub(super) fn take_unix(options: &mut Options) -> Result<SocketAddress> {
+    let path = options.require_str("path")?;
+    let checked = check_socket_path(path.clone()).map_err(|expected| options.invalid("path", &path, expected))?;
+    let is_abstract = options.take_bool("abstract")?.unwrap_or(false);
+    // Says how an abstract address is padded; means nothing for a path.
+    let tight = options.take_bool("tight")?.unwrap_or(true);
+    Ok(match is_abstract {
+        true => SocketAddress::Abstract { name: path, tight },
+        false => SocketAddress::Unix { path: checked, mode: None, group: None },
+    })
+}
+
+/// Takes the number of an inherited descriptor.
+pub(super) fn take_fd(options: &mut Options, key: &str) -> Result<SocketAddress> {
+    let text = options.require_str(key)?;
+    match text.parse() {
+        Ok(fd @ 0..) => Ok(SocketAddress::Fd(fd)),
+        _ => Err(options.invalid(key, text, "the number of an inherited socket")),
+    }
 }
 
 /// Takes `iothread` (one, or a list) or `iothreads` (a list, or one). Empty if neither is given.
@@ -295,6 +350,14 @@ mod tests {
     }
 
     #[test]
+    fn names_that_are_in_no_file_system() {
+        for (more, tight) in [("addr.abstract=on", true), ("addr.abstract=on,addr.tight=off", false)] {
+            let export = read(&format!("{MINIMAL},{more}")).expect(more);
+            assert_eq!(export.socket, SocketAddress::Abstract { name: "/s".into(), tight });
+        }
+    }
+
+    #[test]
     fn json_and_descriptor() {
         let text = r#"{"type": "vhost-user-blk", "id": "e", "node-name": "n", "writable": true, "iothread": "t",
                        "addr": {"type": "fd", "str": "3"}}"#;
@@ -335,7 +398,7 @@ mod tests {
             ("type=foo", r#"option "type" must be vhost-user-blk, not "foo""#),
             ("addr.type=inet", r#"option "addr.type": "inet" is not supported yet"#),
             ("addr.type=foo", r#"option "addr.type" must be unix or fd, not "foo""#),
-            ("addr.abstract=on", r#"option "addr.abstract": "on" is not supported yet"#),
+            ("addr.abstract=on,socket-mode=0600", r#"option "socket-mode" is unknown"#),
             ("addr.port=1", r#"option "addr.port" is unknown"#),
             ("addr.type=fd,addr.str=x", r#"option "addr.str" must be the number of an inherited socket, not "x""#),
             ("addr.type=fd,addr.str=3", r#"option "addr.path" is unknown"#),
@@ -350,6 +413,14 @@ mod tests {
         assert_eq!(read("vhost-user-blk").expect_err("no id").to_string(), r#"option "id" is missing"#);
         let no_socket = read("vhost-user-blk,id=e,node-name=n").expect_err("no socket");
         assert_eq!(no_socket.to_string(), r#"option "addr.type" is missing"#);
+    }
+
+    #[test]
+    fn the_table_is_what_is_read() {
+        let valid = serde_json::json!({
+            "type": "vhost-user-blk", "id": "e", "node-name": "n", "addr": {"type": "unix", "path": "/s"},
+        });
+        table::tests::every_row_is_read(EXPORT_OPTIONS, &valid, ExportConfig::from_options);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 use blockport_block::aio::AioEngine;
 use blockport_block::options::{Options, Result, is_valid_id};
 
+use super::table::{self, OptionKind, OptionRow, optional, required};
+
 /// How long an iothread polls at most before it sleeps, in nanoseconds, unless stated.
 pub const POLL_MAX_NS_DEFAULT: u64 = 32768;
 
@@ -22,6 +24,15 @@ pub struct IothreadConfig {
     /// What carries its I/O out.
     pub aio_engine: AioEngine,
 }
+
+/// All options of an iothread, less `qom-type`.
+pub const IOTHREAD_OPTIONS: &[OptionRow] = &[
+    required("id", OptionKind::Text),
+    optional("poll-max-ns", OptionKind::Number),
+    optional("poll-grow", OptionKind::Number),
+    optional("poll-shrink", OptionKind::Number),
+    optional("aio-engine", OptionKind::Choice("AioEngine", &["auto", "io_uring", "threads"])),
+];
 
 impl IothreadConfig {
     /// An iothread with the defaults.
@@ -41,6 +52,8 @@ impl IothreadConfig {
     pub fn from_options(mut options: Options) -> Result<Self> {
         // What an i64 holds, as in qemu-storage-daemon.
         const RANGE: std::ops::RangeInclusive<u64> = 0..=i64::MAX.unsigned_abs();
+        options.take_unsupported(&["aio-max-batch", "thread-pool-min", "thread-pool-max"])?;
+        table::check(&options, IOTHREAD_OPTIONS)?;
         let id = options.require_str("id")?;
         if !is_valid_id(&id) {
             return Err(options.invalid("id", id, "a letter, then letters, digits, '-', '.' and '_'"));
@@ -58,7 +71,6 @@ impl IothreadConfig {
         if let Some(engine) = options.take_enum("aio-engine", &AioEngine::NAMES)? {
             iothread.aio_engine = engine;
         }
-        options.take_unsupported(&["aio-max-batch", "thread-pool-min", "thread-pool-max"])?;
         options.finish()?;
         Ok(iothread)
     }
@@ -69,6 +81,12 @@ mod tests {
     use blockport_block::options::parse_keyval;
 
     use super::*;
+
+    #[test]
+    fn the_table_is_what_is_read() {
+        let valid = serde_json::json!({"id": "t"});
+        table::tests::every_row_is_read(IOTHREAD_OPTIONS, &valid, IothreadConfig::from_options);
+    }
 
     fn read(text: &str) -> Result<IothreadConfig> {
         IothreadConfig::from_options(parse_keyval(text, None).expect(text))

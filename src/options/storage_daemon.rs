@@ -1,6 +1,6 @@
 //! The command line in the style of qemu-storage-daemon: objects, nodes and exports, one option each.
 //!
-//! This file owns what `--object`, `--blockdev` and `--export` mean and their order, and it refuses by name what that
+//! This file owns what `--object`, `--blockdev`, `--export`, `--chardev` and `--monitor` mean and their order, and it refuses by name what that
 //! program has and this one lacks. It never interprets the options of a block driver.
 
 use std::path::PathBuf;
@@ -9,7 +9,10 @@ use blockport_block::options::{Options, OptionsError, parse_keyval};
 use blockport_block::throttle::ThrottleLimits;
 use clap::{ArgMatches, Args};
 
-use super::{Config, ExportConfig, Invocation, IothreadConfig, Step, ThrottleGroupConfig, UsageError};
+use super::{
+    ChardevConfig, Config, ExportConfig, Invocation, IothreadConfig, MonitorConfig, Step, ThrottleGroupConfig,
+    UsageError,
+};
 
 /// Objects that qemu-storage-daemon knows and this daemon does not yet.
 const OBJECTS_UNSUPPORTED: &[&str] = &[
@@ -27,8 +30,7 @@ const OBJECTS_UNSUPPORTED: &[&str] = &[
 ];
 
 /// Options that qemu-storage-daemon knows and this daemon does not yet: the argument's name and how it is written.
-const UNSUPPORTED: &[(&str, &str)] =
-    &[("nbd_server", "--nbd-server"), ("chardev", "--chardev"), ("monitor", "--monitor"), ("trace", "--trace")];
+const UNSUPPORTED: &[(&str, &str)] = &[("nbd_server", "--nbd-server"), ("trace", "--trace")];
 
 /// The options, with their help.
 #[derive(Args, Debug)]
@@ -70,6 +72,22 @@ pub struct StorageDaemonArgs {
     #[arg(long, value_name = "EXPORT")]
     export: Vec<String>,
 
+    /// Say where a monitor is reached: [backend=]socket,id=ID,path=SOCKET,server=on,wait=off, or stdio,id=ID
+    ///
+    /// Instead of path=, abstract=on with path=NAME takes a name that is in no file system, and fd=N an inherited socket.
+    /// server=off connects to a socket, or takes fd=N for connected. With wait=on, which a server has unless told
+    /// otherwise, the start goes on when the first client has come. A socket file's mode is 0600: whoever may connect
+    /// commands the daemon.
+    #[arg(long, value_name = "CHARDEV")]
+    chardev: Vec<String>,
+
+    /// Take commands: [chardev=]ID[,mode=control][,pretty=on]
+    ///
+    /// A monitor speaks QMP, QEMU's protocol of JSON objects; `blockport ctl` is a client for people. Several clients may
+    /// be connected at once.
+    #[arg(long, value_name = "MONITOR")]
+    monitor: Vec<String>,
+
     /// Write the process id to a file, once everything is up
     #[arg(long, value_name = "PATH", overrides_with = "pidfile")]
     pidfile: Option<PathBuf>,
@@ -80,12 +98,6 @@ pub struct StorageDaemonArgs {
 
     #[arg(long, hide = true, value_name = "OPTIONS")]
     nbd_server: Vec<String>,
-
-    #[arg(long, hide = true, value_name = "OPTIONS")]
-    chardev: Vec<String>,
-
-    #[arg(long, hide = true, value_name = "OPTIONS")]
-    monitor: Vec<String>,
 
     #[arg(short = 'T', long, hide = true, value_name = "OPTIONS")]
     trace: Vec<String>,
@@ -105,6 +117,14 @@ impl StorageDaemonArgs {
                     Object::Help(text) => return Ok(Invocation::Print(text)),
                 },
                 "blockdev" => Step::Blockdev(blockdev(text)?),
+                "chardev" => {
+                    let options = parse(text, "chardev", "backend", "id")?;
+                    Step::Chardev(ChardevConfig::from_options(options).map_err(UsageError::new)?)
+                }
+                "monitor" => {
+                    let options = parse(text, "monitor", "chardev", "chardev")?;
+                    Step::Monitor(MonitorConfig::from_options(options).map_err(UsageError::new)?)
+                }
                 _ => {
                     let options = parse(text, "export", "type", "id")?;
                     Step::Export(ExportConfig::from_options(options).map_err(UsageError::new)?)
@@ -119,7 +139,7 @@ impl StorageDaemonArgs {
 /// The repeatable options and their values as they stand on the command line.
 fn in_order(matches: &ArgMatches) -> Vec<(&'static str, &str)> {
     let mut found = Vec::new();
-    for option in ["object", "blockdev", "export"] {
+    for option in ["object", "blockdev", "export", "chardev", "monitor"] {
         let values = matches.get_many::<String>(option).unwrap_or_default();
         let indices = matches.indices_of(option).unwrap_or_default();
         found.extend(indices.zip(values).map(|(index, value)| (index, option, value.as_str())));

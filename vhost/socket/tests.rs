@@ -44,6 +44,19 @@ fn a_front_end_reaches_the_socket_and_its_file_goes_away_with_it() {
 }
 
 #[test]
+fn a_socket_without_a_file_is_reached_by_its_name() {
+    for tight in [false, true] {
+        let (_dir, path) = place();
+        let address = SocketAddress::Abstract { name: path.display().to_string(), tight };
+        let Ok(Endpoint::Listening(listener)) = Endpoint::open(&address) else { panic!("a name is listened on") };
+        assert!(Endpoint::connect(&address).is_ok() && listener.accept().is_ok());
+        assert!(!path.exists());
+        let other = SocketAddress::Abstract { name: path.display().to_string(), tight: !tight };
+        assert!(Endpoint::connect(&other).is_err(), "the padded name is another name");
+    }
+}
+
+#[test]
 fn a_stale_socket_file_is_replaced() {
     let (_dir, path) = place();
     drop(UnixListener::bind(&path).expect("a socket"));

@@ -5,6 +5,7 @@ mod allocations;
 mod conformance;
 mod faults;
 mod file;
+mod filters;
 #[path = "../../testing/mod.rs"]
 mod testing;
 mod throttle;

@@ -8,6 +8,8 @@ mod conformance;
 mod faults;
 #[path = "../drivers/file.rs"]
 mod file;
+#[path = "../drivers/filters.rs"]
+mod filters;
 #[path = "../../testing/mod.rs"]
 mod testing;
 #[path = "../drivers/throttle.rs"]

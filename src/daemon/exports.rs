@@ -1,0 +1,211 @@
+//! Exports: the disks that are served, by id.
+//!
+//! This file owns how a configuration becomes an export and how an export ends. It never sees a request.
+
+use std::sync::Arc;
+
+use blockport_block::{BlockBackend, Graph, OpenError, OpenResult, Permissions, RequestKind};
+use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
+use nix::unistd::{Gid, Group};
+
+use super::notices::{Notice, Notifier};
+use super::objects::Objects;
+use crate::options::{self, ExportConfig};
+
+/// Larger logical blocks than this are unusual enough for a warning, in bytes.
+const LOGICAL_BLOCK_SIZE_USUAL: u32 = 4096;
+
+/// A disk that is served.
+pub struct Export {
+    export: VhostUserBlkExport,
+    node_name: String,
+    iothreads: Vec<String>,
+}
+
+impl Export {
+    /// Its name.
+    pub fn id(&self) -> &str {
+        self.export.id()
+    }
+
+    /// The node that it was made for.
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
+    /// The drive.
+    pub fn backend(&self) -> &Arc<BlockBackend> {
+        self.export.backend()
+    }
+
+    /// Whether a front-end is connected.
+    pub fn is_connected(&self) -> bool {
+        self.export.is_connected()
+    }
+
+    /// Stops serving, flushes, says what was done.
+    ///
+    /// # Errors
+    /// The last flush failed.
+    fn end(self) -> OpenResult {
+        let (id, backend) = (self.id().to_owned(), self.backend().clone());
+        drop(self.export);
+        let flushed = backend.flush_blocking();
+        log_statistics(&id, &backend);
+        flushed.map_err(|error| OpenError(format!("export \"{id}\": the last flush failed: {error}")))
+    }
+}
+
+/// All exports, in the order of their making.
+#[derive(Default)]
+pub struct Exports(Vec<Export>);
+
+impl Exports {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// Its id is taken, what it names does not exist or cannot be used so, or its socket cannot be had.
+    pub fn add(
+        &mut self,
+        config: ExportConfig,
+        graph: &Graph,
+        objects: &mut Objects,
+        notifier: Notifier,
+    ) -> OpenResult {
+        let id = config.id.clone();
+        let about = |error: OpenError| error.context(format_args!("export \"{id}\""));
+        if self.find(&id).is_some() {
+            return Err(about(OpenError("its id is taken by another export".into())));
+        }
+        let export = start(config, graph, objects, notifier).map_err(about)?;
+        self.0.push(export);
+        Ok(())
+    }
+
+    /// Ends one: requests under way are finished, a front-end that is connected is dropped. With `force` off, only if none
+    /// is.
+    ///
+    /// # Errors
+    /// There is none of that id, or a front-end is connected.
+    pub fn remove(&mut self, id: &str, force: bool) -> OpenResult {
+        let index = self.0.iter().position(|export| export.id() == id);
+        let index = index.ok_or_else(|| OpenError(format!("Export '{id}' is not found")))?;
+        if !force && self.0[index].is_connected() {
+            return Err(OpenError(format!("export '{id}' is in use: a front-end is connected")));
+        }
+        // It is gone in any case, so this is no error of the removal.
+        if let Err(error) = self.0.remove(index).end() {
+            tracing::error!("{error}");
+        }
+        Ok(())
+    }
+
+    /// Ends all of them.
+    ///
+    /// # Errors
+    /// A last flush failed; all have ended nevertheless.
+    pub fn end(&mut self) -> OpenResult {
+        let mut result = Ok(());
+        for export in self.0.drain(..) {
+            if let Err(error) = export.end() {
+                tracing::error!("{error}");
+                result = Err(error);
+            }
+        }
+        result
+    }
+
+    /// The one of that id.
+    pub fn find(&self, id: &str) -> Option<&Export> {
+        self.0.iter().find(|export| export.id() == id)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Export> {
+        self.0.iter()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The ids of those whose queues are on this iothread.
+    pub fn users_of(&self, iothread: &str) -> Vec<&str> {
+        self.0.iter().filter(|export| export.iothreads.iter().any(|id| id == iothread)).map(Export::id).collect()
+    }
+}
+
+fn start(config: ExportConfig, graph: &Graph, objects: &mut Objects, notifier: Notifier) -> OpenResult<Export> {
+    let node =
+        graph.find(&config.node_name).ok_or_else(|| OpenError(format!("there is no node \"{}\"", config.node_name)))?;
+    if config.writable && node.is_read_only() {
+        return Err(OpenError(format!("it is writable, but node \"{}\" is read-only", node.name())));
+    }
+    let (iothreads, remotes) = objects.remotes(&config.iothreads)?;
+    let address = socket_address(&config.socket)?;
+    let backend = graph.create_backend(&config.id);
+    backend.set_block_size(config.logical_block_size);
+    backend.insert(node, Permissions::device(config.writable))?;
+    let settings = ExportSettings {
+        id: config.id,
+        num_queues: config.num_queues,
+        writable: config.writable,
+        logical_block_size: config.logical_block_size,
+        serial: config.serial,
+        seg_max: config.seg_max,
+        queue_size_max: config.queue_size_max,
+        writethrough: config.writethrough,
+    };
+    if settings.logical_block_size > LOGICAL_BLOCK_SIZE_USUAL {
+        let size = settings.logical_block_size;
+        tracing::warn!("export \"{}\": Linux and firmware may refuse blocks of {size} bytes", settings.id);
+    }
+    let id = settings.id.clone();
+    let on_end = Box::new(move || notifier.send(Notice::ExportEnded(id)));
+    let export = VhostUserBlkExport::start(backend, settings, remotes, &address, on_end).map_err(OpenError::new)?;
+    Ok(Export { export, node_name: config.node_name, iothreads })
+}
+
+fn log_statistics(id: &str, backend: &Arc<BlockBackend>) {
+    let statistics = backend.statistics();
+    let of = |kind| statistics.of(kind).operations;
+    tracing::info!(
+        "export {id}: {} reads, {} writes, {} flushes, {} discards, {} write-zeroes, {} failed",
+        of(RequestKind::Read),
+        of(RequestKind::Write),
+        of(RequestKind::Flush),
+        of(RequestKind::Discard),
+        of(RequestKind::WriteZeroes),
+        statistics.failed()
+    );
+}
+
+/// The address with the number of its group.
+///
+/// # Errors
+/// There is no such group.
+pub fn socket_address(address: &options::SocketAddress) -> OpenResult<SocketAddress> {
+    Ok(match address {
+        options::SocketAddress::Fd(fd) => SocketAddress::Fd(*fd),
+        options::SocketAddress::Abstract { name, tight } => {
+            SocketAddress::Abstract { name: name.clone(), tight: *tight }
+        }
+        options::SocketAddress::Unix { path, mode, group } => {
+            let group = group.as_deref().map(group_id).transpose()?;
+            SocketAddress::Unix { path: path.clone(), mode: *mode, group }
+        }
+    })
+}
+
+/// A group by name or number.
+fn group_id(name: &str) -> OpenResult<u32> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(Gid::as_raw(group.gid)),
+        Ok(None) => Err(OpenError(format!("there is no group \"{name}\""))),
+        Err(error) => Err(OpenError(format!("group \"{name}\": {error}"))),
+    }
+}

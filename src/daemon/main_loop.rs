@@ -1,0 +1,80 @@
+//! The main loop: waits for notices of other threads and for clients of monitors, and carries out commands one at a time.
+//!
+//! This file owns the order of a turn. With nothing to do it costs nothing.
+
+use blockport_block::{OpenError, OpenResult};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::AsFd;
+
+use super::notices::Notice;
+use super::{Daemon, End};
+use crate::monitor::events::ExportDeleted;
+use crate::monitor::{Source, dispatch};
+
+impl Daemon {
+    /// Serves until something ends it; says what.
+    pub(super) fn serve(&mut self) -> End {
+        loop {
+            let ready = self.wait();
+            self.heed_notices();
+            for source in ready {
+                self.monitors.ready(source, &mut self.chardevs);
+            }
+            for (session, mut request) in self.monitors.requests() {
+                let negotiated = self.monitors.session(session).and_then(|session| session.negotiate(&mut request));
+                let result = negotiated.unwrap_or_else(|| dispatch::run(self, &mut request));
+                if let Some(session) = self.monitors.session(session) {
+                    session.answer(request.id, result);
+                }
+            }
+            self.monitors.sweep();
+            if let Some(end) = self.end {
+                return end;
+            }
+        }
+    }
+
+    /// Waits until there is something to do. Returns the sources that are ready.
+    fn wait(&self) -> Vec<Source> {
+        let sources = self.monitors.sources(&self.chardevs);
+        let mut fds = vec![PollFd::new(self.notices.as_fd(), PollFlags::POLLIN)];
+        fds.extend(sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
+        let timeout = if self.monitors.has_work() { PollTimeout::ZERO } else { PollTimeout::NONE };
+        // An interrupted wait is a turn in which nothing was ready.
+        let _ = poll(&mut fds, timeout);
+        let ready = fds.iter().skip(1).map(|fd| fd.any().unwrap_or(true));
+        sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source).collect()
+    }
+
+    /// Waits until the first client of a character device has come, or the daemon is told to end.
+    pub(super) fn await_client(&self, chardev: &str) -> OpenResult {
+        let Some(listener) = self.chardevs.find(chardev).and_then(|chardev| chardev.listener()) else { return Ok(()) };
+        let mut fds = [PollFd::new(listener, PollFlags::POLLIN), PollFd::new(self.notices.as_fd(), PollFlags::POLLIN)];
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) if fds[0].any() == Some(true) => return Ok(()),
+                Ok(_) => return Err(OpenError(format!("chardev \"{chardev}\": told to end before a client came"))),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(OpenError(format!("chardev \"{chardev}\": {error}"))),
+            }
+        }
+    }
+
+    fn heed_notices(&mut self) {
+        for notice in self.notices.take() {
+            match notice {
+                Notice::Signal(signal) => self.end = Some(End::Signal(signal)),
+                Notice::ExportEnded(id) => {
+                    // A command may have removed it meanwhile.
+                    if self.exports.remove(&id, true).is_ok() {
+                        self.raise(ExportDeleted { id });
+                    }
+                    if self.exports.is_empty() && self.monitors.is_empty() {
+                        self.end = Some(End::NothingLeft);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The types of option trees: exports, objects and nodes, from the tables that their readers check them with.
+//!
+//! This file owns how a table becomes a type. It never reads an option.
+
+use blockport_block::throttle::ThrottleLimits;
+
+use super::schema::{Member, QapiType, Schema};
+use crate::options::table::{OptionKind, OptionRow};
+use crate::options::{EXPORT_OPTIONS, IOTHREAD_OPTIONS};
+
+/// An export's options.
+pub fn export(schema: &mut Schema) -> String {
+    schema.object("BlockExportOptions", |schema| members(schema, EXPORT_OPTIONS))
+}
+
+/// An object's options.
+pub fn object(schema: &mut Schema) -> String {
+    schema.union("ObjectOptions", "qom-type", |schema| {
+        let tag = schema.choice("ObjectType", &["iothread", "throttle-group"]);
+        let common = vec![Member::required("qom-type", tag), Member::required("id", String::describe(schema))];
+        let own: Vec<OptionRow> = IOTHREAD_OPTIONS.iter().filter(|row| row.name != "id").copied().collect();
+        let iothread = schema.object("IothreadProperties", |schema| members(schema, &own));
+        let group = schema.object("ThrottleGroupProperties", |schema| {
+            let limits = schema.object("ThrottleLimits", |schema| limits(schema, ""));
+            let mut members = vec![Member::optional("limits", limits)];
+            members.extend(self::limits(schema, "x-"));
+            members
+        });
+        (common, vec![("iothread".to_owned(), iothread), ("throttle-group".to_owned(), group)])
+    })
+}
+
+/// All limits, with `prefix` in front of each.
+fn limits(schema: &mut Schema, prefix: &str) -> Vec<Member> {
+    let names = ThrottleLimits::default().values();
+    let limit = |(name, _)| Member::optional(format!("{prefix}{name}"), u64::describe(schema));
+    names.into_iter().map(limit).collect()
+}
+
+fn members(schema: &mut Schema, table: &[OptionRow]) -> Vec<Member> {
+    let member =
+        |row: &OptionRow| Member { name: row.name.into(), kind: kind(schema, row.kind), optional: !row.required };
+    table.iter().map(member).collect()
+}
+
+fn kind(schema: &mut Schema, kind: OptionKind) -> String {
+    match kind {
+        OptionKind::Text => String::describe(schema),
+        OptionKind::Flag => bool::describe(schema),
+        OptionKind::Number => u64::describe(schema),
+        OptionKind::Choice(name, values) => schema.choice(name, values),
+        OptionKind::TextOrList => {
+            schema.alternate("StrOrList", |schema| vec![String::describe(schema), Vec::<String>::describe(schema)])
+        }
+        OptionKind::Address => schema.union("SocketAddress", "type", |schema| {
+            let unix = schema.object("UnixSocketOptions", |schema| {
+                let (text, flag) = (String::describe(schema), bool::describe(schema));
+                vec![
+                    Member::required("path", text),
+                    Member::optional("abstract", flag.as_str()),
+                    Member::optional("tight", flag),
+                ]
+            });
+            let fd = schema.object("FdSocketOptions", |schema| vec![Member::required("str", String::describe(schema))]);
+            let tag = schema.choice("SocketAddressType", &["unix", "fd"]);
+            (vec![Member::required("type", tag)], vec![("unix".into(), unix), ("fd".into(), fd)])
+        }),
+    }
+}

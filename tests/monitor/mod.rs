@@ -1,0 +1,9 @@
+//! The monitor from outside: its wire, its commands, and what happens to the disks meanwhile.
+
+pub mod client;
+
+mod commands;
+mod hostile;
+mod hot;
+mod reach;
+mod wire;
