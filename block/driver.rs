@@ -133,12 +133,18 @@ pub trait RingOwner {
     fn complete(self: Rc<Self>, completion: &Completion<'_>) -> BlockFuture;
 }
 
+/// Counts requests: each holds a clone of one `Arc` of it until it has ended.
+#[derive(Debug, Default)]
+pub struct InFlight;
+
 /// A request under way: an answer, one operation in the kernel, or a boxed future. Only the last allocates.
 pub struct BlockFuture(State);
 
 enum State {
     Ready(BlockResult),
     Ring(RingOp),
+    /// The same, counted by a driver above.
+    Held(RingOp, Arc<InFlight>),
     Boxed(BoxFuture<BlockResult>),
     /// The answer has been taken.
     Taken,
@@ -159,6 +165,19 @@ impl BlockFuture {
     /// The request takes several steps.
     pub fn boxed(future: impl Future<Output = BlockResult> + 'static) -> Self {
         Self(State::Boxed(Box::pin(future)))
+    }
+
+    /// The same request, which keeps `count` until it has ended. Allocates only if it is boxed already.
+    pub fn holding(self, count: Arc<InFlight>) -> Self {
+        match self.0 {
+            State::Ready(_) | State::Taken => self,
+            State::Ring(operation) => Self(State::Held(operation, count)),
+            State::Held(..) | State::Boxed(_) => Self::boxed(async move {
+                let result = self.await;
+                drop(count);
+                result
+            }),
+        }
     }
 
     /// The answer, where it is there already, without a poll; else the future itself.
@@ -188,6 +207,12 @@ impl Future for BlockFuture {
                     Poll::Ready(next) => *self = next,
                     Poll::Pending => return Poll::Pending,
                 },
+                State::Held(operation, _) => {
+                    let next = std::task::ready!(Pin::new(operation).poll(cx));
+                    // Rarely another operation, for the rest of a short transfer.
+                    let State::Held(_, count) = std::mem::replace(&mut self.0, State::Taken) else { continue };
+                    *self = next.holding(count);
+                }
                 State::Boxed(future) => {
                     let result = std::task::ready!(future.as_mut().poll(cx));
                     self.0 = State::Taken;
