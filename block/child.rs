@@ -13,8 +13,8 @@ use crate::driver::{BlockFuture, BlockStatus, BoxFuture, IoChannel, WriteFlags};
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
 use crate::iovec::{self, AlignedBuffer, IoVec};
 use crate::limits::BlockLimits;
-use crate::node::{DetectZeroes, Node};
-use crate::permissions::{PermissionUpdate, Permissions};
+use crate::node::{DetectZeroes, Node, SECTOR};
+use crate::permissions::{PermissionSet, PermissionUpdate, Permissions};
 use crate::shaping;
 
 /// The edge between a parent and a node. Which node that is may change under load; dropping the edge ends the parent's
@@ -32,8 +32,23 @@ pub(crate) struct EdgeKind {
     pub(crate) user: String,
     /// The unit of the parent's writes in bytes.
     pub(crate) granularity: u32,
-    /// Writes past the node's end are let through and make it grow.
+    /// Writes past the node's end are let through and make it grow; reads there give zeroes.
     pub(crate) may_grow: bool,
+    /// The parent holds no more than reading, whatever its own users do: a backing file.
+    pub(crate) only_read: bool,
+}
+
+impl EdgeKind {
+    /// Of a user outside the graph, in units of sectors.
+    pub(crate) fn outside(user: &str) -> Self {
+        Self {
+            role: String::new(),
+            user: user.to_owned(),
+            granularity: SECTOR as u32,
+            may_grow: false,
+            only_read: false,
+        }
+    }
 }
 
 struct Edge {
@@ -59,16 +74,21 @@ impl Child {
     /// # Errors
     /// Another user, or another process, does not share what `permissions` hold; the error names both.
     pub fn attach(node: Arc<Node>, user: &str, permissions: Permissions, granularity: u32) -> OpenResult<Arc<Self>> {
-        let kind = EdgeKind { role: String::new(), user: user.to_owned(), granularity, may_grow: false };
+        let kind = EdgeKind { granularity, ..EdgeKind::outside(user) };
         Self::new(node, kind, permissions, Parent::None)
     }
 
-    /// The same for a format's file: writes past its end are let through and make it grow.
+    /// The same for a format's file: writes past its end are let through and make it grow; reads there give zeroes.
     ///
     /// # Errors
     /// As for [`Child::attach`].
-    pub fn attach_growing(node: Arc<Node>, user: &str, permissions: Permissions) -> OpenResult<Arc<Self>> {
-        let kind = EdgeKind { role: String::new(), user: user.to_owned(), granularity: 1, may_grow: true };
+    pub fn attach_growing(
+        node: Arc<Node>,
+        user: &str,
+        permissions: Permissions,
+        granularity: u32,
+    ) -> OpenResult<Arc<Self>> {
+        let kind = EdgeKind { granularity, may_grow: true, ..EdgeKind::outside(user) };
         Self::new(node, kind, permissions, Parent::None)
     }
 
@@ -133,8 +153,16 @@ impl Child {
     /// As for [`Child::attach`]; nothing has changed then.
     pub fn set_permissions(self: &Arc<Self>, permissions: Permissions) -> OpenResult {
         let mut update = PermissionUpdate::default();
-        update.set(self, permissions);
+        update.set(self, self.narrowed(permissions));
         update.apply()
+    }
+
+    /// What of these permissions the parent may have through this edge.
+    pub(crate) fn narrowed(&self, permissions: Permissions) -> Permissions {
+        match self.kind.only_read {
+            true => Permissions { held: permissions.held & PermissionSet::CONSISTENT_READ, ..permissions },
+            false => permissions,
+        }
     }
 
     /// Writes down what the parent holds and shares, and tells nobody. Returns what it was.
@@ -233,7 +261,7 @@ impl ChildChannel {
     #[inline]
     pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> BlockFuture {
         let bytes = iovec::total_len(iov);
-        if let Err(error) = self.check_range(offset, bytes, false) {
+        if let Err(error) = self.check_range(offset, bytes, self.may_grow) {
             return BlockFuture::ready(Err(error));
         }
         if bytes == 0 {

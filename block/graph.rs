@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::backends::Backends;
+use crate::backing::{self, ImageChain};
 use crate::child::{Child, EdgeKind, Parent};
 use crate::driver::BlockDriver;
 use crate::drivers;
 use crate::error::{OpenError, OpenResult};
-use crate::node::{DetectZeroes, Node, NodeOptions, Operation, SECTOR};
+use crate::node::{DetectZeroes, Node, NodeOptions, Operation};
 use crate::options::{ChildRef, Options, is_valid_id};
 use crate::permissions::Permissions;
 use crate::throttle::ThrottleGroups;
@@ -42,11 +43,22 @@ pub struct OpenContext<'a> {
     pub node: &'a NodeOptions,
     /// The driver that is behind the node so far, if it is being reopened. It has let its locks go.
     previous: Option<&'a dyn BlockDriver>,
+    /// The images of which this is a backing file.
+    chain: Option<&'a ImageChain<'a>>,
+}
+
+/// A file that an image names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatedFile {
+    /// As the image says it.
+    pub name: String,
+    /// The name of its driver, if the image says that.
+    pub format: Option<String>,
 }
 
 /// What an inline child takes over from its parent where it does not say otherwise.
 #[derive(Clone, Copy)]
-struct Inherited {
+struct Inherited<'a> {
     read_only: bool,
     auto_read_only: bool,
     cache_direct: bool,
@@ -54,9 +66,10 @@ struct Inherited {
     force_share: bool,
     /// The parent decides what is discarded, so an inline child passes on whatever reaches it.
     discard: bool,
+    chain: Option<&'a ImageChain<'a>>,
 }
 
-impl Inherited {
+impl Inherited<'_> {
     /// Of a node without a parent.
     const TOP: Self = Self {
         read_only: false,
@@ -65,6 +78,7 @@ impl Inherited {
         cache_no_flush: false,
         force_share: false,
         discard: false,
+        chain: None,
     };
 }
 
@@ -132,14 +146,14 @@ impl Graph {
         drop(nodes);
     }
 
-    fn open(&self, mut options: Options, inherited: Inherited) -> OpenResult<Arc<Node>> {
+    fn open(&self, mut options: Options, inherited: Inherited<'_>) -> OpenResult<Arc<Node>> {
         let driver = options.require_str("driver").map_err(OpenError::new)?;
         let row = drivers::find(&driver)
             .ok_or_else(|| OpenError::new(options.invalid("driver", &driver, drivers::names().join(", "))))?;
         let name = self.take_name(&mut options).map_err(OpenError::new)?;
         let node = self.node_options(&mut options, name, inherited).map_err(OpenError::new)?;
         self.check_name(&node.name)?;
-        let context = OpenContext { graph: self, node: &node, previous: None };
+        let context = OpenContext { graph: self, node: &node, previous: None, chain: inherited.chain };
         let driver: Box<dyn BlockDriver> = (row.open)(&mut options, &context)?;
         options.finish().map_err(OpenError::new)?;
         // Once more: one of its own children, defined with it, may have it now.
@@ -166,7 +180,7 @@ impl Graph {
         &self,
         options: &mut Options,
         name: String,
-        inherited: Inherited,
+        inherited: Inherited<'_>,
     ) -> crate::options::Result<NodeOptions> {
         let on_off = [("unmap", true), ("on", true), ("ignore", false), ("off", false)];
         let detect = [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
@@ -181,6 +195,7 @@ impl Graph {
             cache_direct: options.take_bool("cache.direct")?.unwrap_or(inherited.cache_direct),
             cache_no_flush: options.take_bool("cache.no-flush")?.unwrap_or(inherited.cache_no_flush),
             force_share,
+            file_name: options.peek_str("filename").map(str::to_owned),
         };
         if node.detect_zeroes == DetectZeroes::Unmap && !node.discard {
             return Err(options.invalid("detect-zeroes", "unmap", "off or on unless discard=unmap is given as well"));
@@ -193,7 +208,7 @@ impl Graph {
     }
 }
 
-impl From<&NodeOptions> for Inherited {
+impl From<&NodeOptions> for Inherited<'_> {
     /// Of an inline child of such a node.
     fn from(parent: &NodeOptions) -> Self {
         Self {
@@ -203,6 +218,7 @@ impl From<&NodeOptions> for Inherited {
             cache_no_flush: parent.cache_no_flush,
             force_share: parent.force_share,
             discard: true,
+            chain: None,
         }
     }
 }
@@ -221,15 +237,72 @@ impl OpenContext<'_> {
     /// # Errors
     /// The child is missing, unknown, or could not be opened.
     pub fn child(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Child>> {
-        self.edge(options, key, SECTOR as u32, false)
+        self.edge(self.child_node(options, key)?, EdgeKind { role: key.to_owned(), ..self.edge_kind() })
     }
 
-    /// The same for a format's file: it is written in bytes, and grows when written past its end.
+    /// The same for a format's file: it grows when written past its end. `granularity` is the unit of all writes in bytes.
     ///
     /// # Errors
     /// As for [`OpenContext::child`].
-    pub fn growing_child(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Child>> {
-        self.edge(options, key, 1, true)
+    pub fn growing_child(&self, options: &mut Options, key: &str, granularity: u32) -> OpenResult<Arc<Child>> {
+        let node = self.child_node(options, key)?;
+        self.edge(node, EdgeKind { role: key.to_owned(), granularity, may_grow: true, ..self.edge_kind() })
+    }
+
+    /// Takes the child `key`, a backing file, out of a format's options. Where they do not define it, it is `current`, if
+    /// the node is reopened and had one; else the one that the image states is opened. Options that define it in part are
+    /// completed by what the image states. `file` is the image's own.
+    ///
+    /// # Errors
+    /// As for [`OpenContext::child`]; its format is not known, as it is never guessed; the chain of images is a loop.
+    pub fn backing_child(
+        &self,
+        options: &mut Options,
+        key: &str,
+        file: &Child,
+        current: Option<Arc<Node>>,
+        stated: Option<StatedFile>,
+    ) -> OpenResult<Option<Arc<Child>>> {
+        let image = file.node().file_name();
+        let image = image.as_deref();
+        let chain = ImageChain::new(image, self.chain)?;
+        // Read and nothing else.
+        let inherited = Inherited {
+            read_only: true,
+            auto_read_only: false,
+            discard: false,
+            chain: Some(&chain),
+            ..Inherited::from(self.node)
+        };
+        if options.take_null(key) {
+            return Ok(None);
+        }
+        let node = match (options.take_child(key).map_err(OpenError::new)?, current, stated) {
+            (Some(ChildRef::Reference(name)), ..) => self.reference(options, key, &name)?,
+            (Some(ChildRef::Inline(child)), _, None) => self.graph.open(child, inherited)?,
+            (Some(ChildRef::Inline(child)), _, Some(stated)) => {
+                self.graph.open(backing::complete(child, &stated, image)?, inherited)?
+            }
+            (None, Some(current), _) => current,
+            (None, None, Some(stated)) => {
+                let opened = self.graph.open(backing::complete(Options::new(), &stated, image)?, inherited);
+                opened.map_err(|e| e.context(format_args!("backing file \"{}\"", stated.name)))?
+            }
+            (None, None, None) => return Ok(None),
+        };
+        self.edge(node, EdgeKind { role: key.to_owned(), only_read: true, ..self.edge_kind() }).map(Some)
+    }
+
+    /// Opens the external data file that an image names, as the child `key`. `file` is the image's own.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn stated_data_file(&self, key: &str, file: &Child, name: &str) -> OpenResult<Arc<Child>> {
+        let mut child = Options::new();
+        let path = backing::resolve(name, file.node().file_name().as_deref())?;
+        child.set_str("driver", "file").set_str("filename", path);
+        let node = self.graph.open(child, Inherited::from(self.node))?;
+        self.edge(node, EdgeKind { role: key.to_owned(), may_grow: true, ..self.edge_kind() })
     }
 
     /// The throttle groups that there are.
@@ -237,18 +310,23 @@ impl OpenContext<'_> {
         self.graph.throttle_groups()
     }
 
-    fn edge(&self, options: &mut Options, key: &str, granularity: u32, may_grow: bool) -> OpenResult<Arc<Child>> {
-        let node = self.child_node(options, key)?;
-        let user = format!("node \"{}\"", self.node.name);
-        let kind = EdgeKind { role: key.to_owned(), user, granularity, may_grow };
+    fn edge_kind(&self) -> EdgeKind {
+        EdgeKind::outside(&format!("node \"{}\"", self.node.name))
+    }
+
+    fn edge(&self, node: Arc<Node>, kind: EdgeKind) -> OpenResult<Arc<Child>> {
         Child::new(node, kind, Permissions::UNUSED, Parent::None)
+    }
+
+    fn reference(&self, options: &Options, key: &str, name: &str) -> OpenResult<Arc<Node>> {
+        self.graph.find(name).ok_or_else(|| {
+            OpenError::new(options.invalid(key, name, "the node-name of a node that was defined before"))
+        })
     }
 
     fn child_node(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Node>> {
         match options.require_child(key).map_err(OpenError::new)? {
-            ChildRef::Reference(name) => self.graph.find(&name).ok_or_else(|| {
-                OpenError::new(options.invalid(key, &name, "the node-name of a node that was defined before"))
-            }),
+            ChildRef::Reference(name) => self.reference(options, key, &name),
             ChildRef::Inline(child) => self.graph.open(child, Inherited::from(self.node)),
         }
     }

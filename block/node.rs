@@ -50,6 +50,8 @@ pub struct NodeOptions {
     pub cache_no_flush: bool,
     /// Let everyone else write too; for reading only.
     pub force_share: bool,
+    /// The path of the host's file that the node itself opens, if it opens one.
+    pub file_name: Option<String>,
 }
 
 /// The size of a sector: nodes are a whole number of them long.
@@ -120,6 +122,12 @@ impl Node {
     /// The options that every node has, as they are now.
     pub fn options(&self) -> Arc<NodeOptions> {
         self.opened().options
+    }
+
+    /// The path of the host's file that it stands on, if that has one: its own, or that of its first child.
+    pub fn file_name(&self) -> Option<String> {
+        let behind = || self.driver().children().first().and_then(|child| child.node().file_name());
+        self.options().file_name.clone().or_else(behind)
     }
 
     /// The name of its driver.

@@ -28,6 +28,7 @@ impl BlockBackend {
             user: format!("\"{}\"", self.label),
             granularity: self.block_size.load(Ordering::Relaxed),
             may_grow: false,
+            only_read: false,
         };
         let drained = Drained::new(self.this.upgrade().into_iter().collect());
         let child = Child::new(node, kind, permissions, Parent::Backend(self.this.clone()))?;

@@ -75,7 +75,7 @@ impl Graph {
         &self,
         mut options: Options,
         child: Option<Arc<Node>>,
-        inherited: Inherited,
+        inherited: Inherited<'_>,
         items: &mut Vec<Item>,
     ) -> OpenResult {
         let name = options.take_str("node-name").map_err(OpenError::new)?;
@@ -137,7 +137,7 @@ impl Graph {
         let row = drivers::find(node.driver_name())
             .ok_or_else(|| OpenError(format!("there is no driver \"{}\"", node.driver_name())))?;
         let previous = node.driver();
-        let context = OpenContext { graph: self, node: &node_options, previous: Some(&*previous) };
+        let context = OpenContext { graph: self, node: &node_options, previous: Some(&*previous), chain: None };
         let driver = (row.open)(&mut options, &context)?;
         options.finish().map_err(OpenError::new)?;
         let children: Vec<Arc<Node>> = driver.children().iter().map(|child| child.node()).collect();

@@ -38,8 +38,7 @@ impl Node {
         let drained = Drained::above(self);
         let lengths = Lengths::of(drained.backends());
         // As a user that writes nothing, and so never has anything padded.
-        let kind =
-            EdgeKind { role: String::new(), user: "a resize".to_owned(), granularity: u32::MAX, may_grow: false };
+        let kind = EdgeKind { granularity: u32::MAX, ..EdgeKind::outside("a resize") };
         let permissions = Permissions { held: PermissionSet::RESIZE, shared: PermissionSet::ALL };
         let user = Child::new(self.clone(), kind, permissions, Parent::None)?;
         let resized = self.resize(bytes);

@@ -49,7 +49,7 @@ impl PermissionUpdate {
             self.check(node)?;
             let (total, driver) = (node.total_permissions(), node.driver());
             for child in driver.children() {
-                let wanted = driver.child_permissions(total);
+                let wanted = child.narrowed(driver.child_permissions(total));
                 if child.permissions() != wanted {
                     self.edges.push((child.clone(), child.replace_permissions(wanted)));
                 }

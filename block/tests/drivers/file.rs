@@ -171,7 +171,7 @@ fn a_growing_child_makes_the_file_longer() {
     for place in [TempDir::on_disk(), TempDir::in_memory()] {
         let path = place.file("disk", 4096);
         let (_graph, node) = opened(&format!("file,discard=unmap,filename={path}"));
-        let child = Child::attach_growing(node.clone(), "a format", writer()).expect("nobody else uses it");
+        let child = Child::attach_growing(node.clone(), "a format", writer(), 1).expect("nobody else uses it");
         let context = context();
         let channel = channel(&child, &context);
         let length = || std::fs::metadata(&path).expect("it exists").len();
