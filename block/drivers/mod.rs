@@ -7,6 +7,7 @@ mod copy_on_read;
 mod file;
 mod memory;
 mod null;
+pub mod qcow2;
 mod raw;
 mod throttle;
 
@@ -52,6 +53,7 @@ pub const DRIVERS: &[DriverRow] = &[
     file::ROW,
     memory::ROW,
     null::ROW,
+    qcow2::ROW,
     raw::ROW,
     throttle::ROW,
 ];

@@ -1,6 +1,8 @@
 //! Fixtures: for every driver of the register at least one way to open it. A new driver gets its lines here, and every
 //! check of the conformance suite runs on it.
 
+use blockport_block::drivers::qcow2::{CreateOptions, new_image};
+
 use super::{TempDir, open};
 
 /// A node to be opened, with whatever it stands on.
@@ -93,6 +95,25 @@ pub fn all(size: u64) -> Vec<Fixture> {
                  image.file.filename={path}"
             )
         }),
+        qcow2("qcow2", TempDir::on_disk(), "", CreateOptions { size, ..CreateOptions::default() }),
+        qcow2(
+            "qcow2, direct, in small clusters",
+            TempDir::on_disk(),
+            ",cache.direct=on,discard=unmap",
+            CreateOptions { size, cluster_size: 4096, refcount_bits: 1, ..CreateOptions::default() },
+        ),
+        qcow2(
+            "qcow2 in the smallest clusters, with small caches",
+            TempDir::in_memory(),
+            ",l2-cache-size=2K,l2-cache-entry-size=512,refcount-cache-size=2K,discard=unmap",
+            CreateOptions { size, cluster_size: 512, version: 2, ..CreateOptions::default() },
+        ),
+        qcow2(
+            "qcow2 with subclusters",
+            TempDir::in_memory(),
+            ",discard=unmap",
+            CreateOptions { size, cluster_size: 16384, extended_l2: true, ..CreateOptions::default() },
+        ),
     ];
     all.extend([
         Fixture {
@@ -152,6 +173,14 @@ pub fn all(size: u64) -> Vec<Fixture> {
         refused.is_none()
     });
     all
+}
+
+/// An image in the format qcow2, with more options behind the file's.
+fn qcow2(name: &'static str, place: TempDir, more: &str, create: CreateOptions) -> Fixture {
+    let path = place.path("disk.qcow2");
+    std::fs::write(&path, new_image(&create).expect("the options agree")).expect("the directory is writable");
+    let options = format!("qcow2,file.driver=file,file.filename={path}{more}");
+    Fixture { name, driver: "qcow2", options, persists: true, resizes: false, _place: Some(place), ..PLAIN }
 }
 
 fn on_file(

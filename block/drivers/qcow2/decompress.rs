@@ -1,0 +1,187 @@
+//! Decompress: reads of compressed clusters. It owns the two algorithms and the threads that run them, so that no loop
+//! stands still meanwhile; whatever the image holds, memory and time are bounded by the size of a cluster.
+
+use std::future::poll_fn;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
+
+use flate2::{Decompress, FlushDecompress, Status};
+use zstd::stream::raw::{DParameter, Decoder, Operation};
+
+use super::channel::Channel;
+use super::header::Compression;
+use crate::error::{BlockError, BlockResult};
+use crate::iovec::{self, IoVec};
+
+/// The most threads that decompress, over all images.
+const THREADS_MAX: usize = 4;
+/// No frame may ask for a larger window than 2^this bytes: clusters have 2^21 at most.
+const ZSTD_WINDOW_LOG_MAX: u32 = 24;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// What a channel decompresses with.
+pub(super) struct Decompressor(Compression);
+
+impl Decompressor {
+    pub(super) fn new(compression: Compression) -> Self {
+        Self(compression)
+    }
+
+    /// `bytes` bytes from `input`, which may have more behind them. `None`: that is not what the input holds.
+    async fn run(&self, input: Vec<u8>, bytes: usize) -> Option<Vec<u8>> {
+        let compression = self.0;
+        let done = Arc::new(Mutex::new(Done { output: None, waker: None }));
+        let theirs = done.clone();
+        let job: Job = Box::new(move || {
+            let output = inflate(compression, &input, bytes);
+            let mut done = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+            done.output = Some(output);
+            if let Some(waker) = done.waker.take() {
+                waker.wake();
+            }
+        });
+        match threads() {
+            Some(queue) => {
+                // The threads live as long as the process.
+                let _ = queue.lock().unwrap_or_else(PoisonError::into_inner).send(job);
+            }
+            None => job(),
+        }
+        poll_fn(|cx| {
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            match done.output.take() {
+                Some(output) => Poll::Ready(output),
+                None => {
+                    done.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+struct Done {
+    output: Option<Option<Vec<u8>>>,
+    waker: Option<Waker>,
+}
+
+/// The queue of the threads, which start when first needed. `None` where the host has no thread for us.
+fn threads() -> Option<&'static Mutex<Sender<Job>>> {
+    static QUEUE: OnceLock<Option<Mutex<Sender<Job>>>> = OnceLock::new();
+    QUEUE
+        .get_or_init(|| {
+            let (sender, receiver) = channel::<Job>();
+            let receiver = Arc::new(Mutex::new(receiver));
+            let count = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+            let started = (0..count).filter(|_| start_thread(receiver.clone())).count();
+            (started > 0).then(|| Mutex::new(sender))
+        })
+        .as_ref()
+}
+
+fn start_thread(jobs: Arc<Mutex<Receiver<Job>>>) -> bool {
+    let run = move || {
+        loop {
+            let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            match job {
+                Ok(job) => job(),
+                Err(_) => return,
+            }
+        }
+    };
+    std::thread::Builder::new().name("decompress".to_owned()).spawn(run).is_ok()
+}
+
+fn inflate(compression: Compression, input: &[u8], bytes: usize) -> Option<Vec<u8>> {
+    let mut output = vec![0; bytes];
+    let whole = match compression {
+        Compression::Zlib => inflate_zlib(input, &mut output),
+        Compression::Zstd => inflate_zstd(input, &mut output),
+    };
+    whole.then_some(output)
+}
+
+/// Whether `input` filled all of `output`.
+fn inflate_zlib(input: &[u8], output: &mut [u8]) -> bool {
+    // Raw deflate. Written with a window of 2^12 bytes, which a larger one reads as well.
+    let mut state = Decompress::new(false);
+    loop {
+        let (read, written) = (state.total_in() as usize, state.total_out() as usize);
+        let (Some(from), Some(to)) = (input.get(read..), output.get_mut(written..)) else { return false };
+        let status = state.decompress(from, to, FlushDecompress::Finish);
+        let moved = state.total_in() as usize > read || state.total_out() as usize > written;
+        match status {
+            _ if state.total_out() as usize == output.len() => return true,
+            Ok(Status::Ok | Status::BufError) if moved => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The same for zstd.
+fn inflate_zstd(input: &[u8], output: &mut [u8]) -> bool {
+    let Ok(mut state) = Decoder::new() else { return false };
+    if state.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)).is_err() {
+        return false;
+    }
+    let (mut read, mut written) = (0, 0);
+    while written < output.len() {
+        let (Some(from), Some(to)) = (input.get(read..), output.get_mut(written..)) else { return false };
+        match state.run_on_buffers(from, to) {
+            Ok(status) if status.bytes_read > 0 || status.bytes_written > 0 => {
+                read += status.bytes_read;
+                written += status.bytes_written;
+            }
+            _ => return false,
+        }
+    }
+    true
+}
+
+impl Channel {
+    /// Reads `iov`'s length in bytes from `skip` on of the cluster that is compressed in `bytes` from `offset` on.
+    pub(super) async fn read_compressed(&self, offset: u64, bytes: u64, skip: u64, iov: &[IoVec]) -> BlockResult {
+        let size = self.image.geometry.cluster_size();
+        // Room for what comes out, too, so that the memory of all who do this is bounded.
+        let room = self.inflation.buffer(bytes + size, 4096).await;
+        let packed = room.part(0, bytes as usize);
+        self.file.preadv(offset, &[packed]).await?;
+        let mut input = vec![0; packed.len()];
+        iovec::copy_to(&[packed], &mut input);
+        let Some(output) = self.decompressor.run(input, size as usize).await else {
+            tracing::error!("node \"{}\": the compressed cluster at {offset:#x} is damaged", self.image.name);
+            return Err(BlockError::Host(libc::EIO));
+        };
+        let start = (skip as usize).min(output.len());
+        iovec::fill_from(iov, &output[start..]);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn what_was_compressed_comes_out_and_nothing_else_does() {
+        let content: Vec<u8> = (0..65536u32).map(|n| (n % 251 * (n / 4096)) as u8).collect();
+        let mut zlib = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+        zlib.write_all(&content).expect("to memory");
+        let zlib = zlib.finish().expect("to memory");
+        let zstd = zstd::encode_all(content.as_slice(), 0).expect("to memory");
+        for (compression, packed) in [(Compression::Zlib, zlib), (Compression::Zstd, zstd)] {
+            let padded = [packed.as_slice(), &[0xaa; 700]].concat();
+            assert!(inflate(compression, &padded, content.len()).as_ref() == Some(&content));
+            assert_eq!(inflate(compression, &padded[..packed.len() / 2], content.len()), None, "cut off");
+            assert_eq!(inflate(compression, &packed, content.len() + 1), None, "less than a cluster");
+            assert_eq!(inflate(compression, &[], content.len()), None);
+            assert_eq!(inflate(compression, &[0xff; 4096], content.len()), None);
+            assert_eq!(inflate(compression, &[0; 4096], content.len()), None);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The format `qcow2`: an image that grows as it is written, over a chain of backing files. This file owns the options
+//! and the control verbs.
+//!
+//! All channels share the metadata in memory (`state.rs`), whose lock is held for moments only. A request to a cluster
+//! that is there goes straight to the file (`read.rs`, `write.rs`); a write to one that is not is planned, written and
+//! linked (`allocation.rs`). What is dirty reaches the disk in an order that survives a crash (`writeback.rs`).
+//! `header.rs` and `geometry.rs` know the format; `load.rs` and `directories.rs` read what is needed from the start,
+//! `tables.rs` the rest; `refcounts.rs` and `growth.rs` find room.
+
+mod allocation;
+mod cache;
+mod channel;
+mod clear;
+mod create;
+mod decompress;
+mod directories;
+mod geometry;
+mod growth;
+mod header;
+mod load;
+mod mapping;
+mod open;
+mod read;
+mod refcounts;
+mod state;
+mod tables;
+mod write;
+mod writeback;
+
+pub use create::{CreateOptions, new_image};
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use self::channel::Channel;
+use self::load::CacheSizes;
+use self::state::Image;
+use super::{DriverKind, DriverRow};
+use crate::aio::{AioContext, AioSettings};
+use crate::child::Child;
+use crate::driver::{BlockDriver, BlockFuture, BlockStatus, BoxFuture, IoChannel, WriteFlags};
+use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
+use crate::iovec::IoVec;
+use crate::limits::BlockLimits;
+use crate::node::SECTOR;
+use crate::permissions::{PermissionSet, Permissions};
+
+pub(super) const ROW: DriverRow = DriverRow {
+    name: "qcow2",
+    kind: DriverKind::Format,
+    summary: "an image that grows as it is written, over a chain of backing files",
+    options: &[
+        ("file", "the node with the image"),
+        ("backing", "the node with what is not in the image; default: the file that the image names; null: none"),
+        (
+            "data-file",
+            "the node with the guest's data, if it is in a file of its own; default: the file that the image names",
+        ),
+        ("l2-cache-size", "memory for the mapping, in bytes, default 32M"),
+        ("l2-cache-entry-size", "the unit in which the mapping is read, 512 to a cluster, default 4K"),
+        ("refcount-cache-size", "memory for refcounts, in bytes, default 2M"),
+        ("cache-size", "memory for both together, in bytes"),
+        ("pass-discard-request", "on, off: discard in the file what is no longer used; default as the option discard"),
+        ("overlap-check", "constant, cached, all: metadata is never written over; all are the same here"),
+    ],
+    open: open::open,
+};
+
+/// An opened image, as the control thread knows it.
+struct Qcow2 {
+    image: Arc<Image>,
+    caches: CacheSizes,
+    /// The file, then the external data file, then the backing file, as far as there are any.
+    children: Vec<Arc<Child>>,
+    has_data_file: bool,
+    has_backing: bool,
+    active: AtomicBool,
+}
+
+impl Qcow2 {
+    fn file(&self) -> Option<&Arc<Child>> {
+        self.children.first()
+    }
+
+    fn data_file(&self) -> Option<&Arc<Child>> {
+        self.children.get(1).filter(|_| self.has_data_file)
+    }
+
+    fn backing(&self) -> Option<&Arc<Child>> {
+        self.children.last().filter(|_| self.has_backing)
+    }
+
+    fn channel(&self, context: &AioContext) -> OpenResult<Rc<Channel>> {
+        let make = |child: &Arc<Child>| child.channel(context);
+        let file = self.file().map(make).transpose()?.ok_or_else(|| OpenError::new("the image has no file"))?;
+        let data = self.data_file().map(make).transpose()?;
+        Ok(Channel::new(&self.image, file, data, self.backing().map(make).transpose()?))
+    }
+
+    /// Does work that takes I/O, for the control thread, which has no loop.
+    fn blocking<T, F>(&self, work: impl FnOnce(Rc<Channel>) -> F + Send) -> OpenResult<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = OpenResult<T>> + 'static,
+    {
+        on_own_loop(|context| {
+            let channel = self.channel(context)?;
+            context.run_until(work(channel))
+        })
+    }
+
+    /// What is needed of the children while the node is active, whoever uses it: metadata is read at any time and, if
+    /// the image may be written, written; nobody else changes it.
+    fn needed(&self) -> Permissions {
+        if !self.active.load(Ordering::Relaxed) {
+            return Permissions::UNUSED;
+        }
+        let write = match self.image.writable {
+            true => PermissionSet::WRITE | PermissionSet::RESIZE,
+            false => PermissionSet::NONE,
+        };
+        Permissions {
+            held: PermissionSet::CONSISTENT_READ | write,
+            shared: PermissionSet::ALL.without(PermissionSet::WRITE | PermissionSet::RESIZE),
+        }
+    }
+
+    fn set_child_permissions(&self) -> OpenResult {
+        self.children.iter().try_for_each(|child| child.set_permissions(self.needed()))
+    }
+
+    fn give_up_children(&self) {
+        self.active.store(false, Ordering::Relaxed);
+        if let Err(error) = self.set_child_permissions() {
+            tracing::warn!("node \"{}\": permissions could not be given up: {error}", self.image.name);
+        }
+    }
+
+    /// Writes back what is dirty and forgets what is cached.
+    fn close(&self) -> OpenResult {
+        let dirty = self.image.writable && !self.image.is_broken() && {
+            let state = self.image.lock();
+            state.is_dirty() || !state.retired.is_empty()
+        };
+        if dirty {
+            self.blocking(async |channel| {
+                // The second one writes what the first one set free.
+                for _ in 0..2 {
+                    let done = channel.flush().await;
+                    done.map_err(|e| OpenError(format!("the metadata cannot be written: {e}")))?;
+                }
+                Ok(())
+            })?;
+        }
+        let mut state = self.image.lock();
+        let empty =
+            state::State::unloaded(state.geometry, state.header.clone(), state.header_sector.clone(), self.caches);
+        let channels = std::mem::take(&mut state.channels);
+        *state = state::State { channels, ..empty };
+        Ok(())
+    }
+}
+
+/// Runs work on a loop of its own, on a thread that ends with it.
+fn on_own_loop<T: Send>(work: impl FnOnce(&AioContext) -> OpenResult<T> + Send) -> OpenResult<T> {
+    std::thread::scope(|scope| {
+        let run = || {
+            let context = AioContext::new(AioSettings::default());
+            let context = context.map_err(|e| OpenError(format!("no event loop can be made: {e}")))?;
+            work(&context)
+        };
+        let thread = std::thread::Builder::new().name("qcow2-control".to_owned()).spawn_scoped(scope, run);
+        let thread = thread.map_err(|e| OpenError(format!("no thread can be started: {e}")))?;
+        thread.join().unwrap_or_else(|_| Err(OpenError::new("the work on the image was broken off")))
+    })
+}
+
+impl BlockDriver for Qcow2 {
+    fn limits(&self) -> BlockLimits {
+        let file = self.data_file().or(self.file()).map(|child| child.node().limits()).unwrap_or_default();
+        let geometry = &self.image.geometry;
+        BlockLimits {
+            read_only: !self.image.writable,
+            // What the file asks for beyond a sector is its own edge's business.
+            request_alignment: SECTOR as u32,
+            can_discard: self.image.writable,
+            discard_alignment: geometry.subcluster_size() as u32,
+            can_write_zeroes: self.image.writable && !geometry.raw_data,
+            can_unmap_zeroes: self.image.writable && !geometry.raw_data,
+            optimal_transfer: file.optimal_transfer,
+            physical_block_size: file.physical_block_size,
+            ..BlockLimits::default()
+        }
+    }
+
+    fn length(&self) -> u64 {
+        self.image.size.load(Ordering::Relaxed)
+    }
+
+    fn children(&self) -> &[Arc<Child>] {
+        &self.children
+    }
+
+    fn child_permissions(&self, _: Permissions) -> Permissions {
+        self.needed()
+    }
+
+    fn set_permissions(&self, _: Permissions) -> OpenResult {
+        Ok(())
+    }
+
+    fn resize(&self, bytes: u64) -> OpenResult {
+        Err(OpenError(format!("a qcow2 image cannot be resized yet (to {bytes} bytes)")))
+    }
+
+    fn activate(&self) -> OpenResult {
+        if self.active.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        // The locks first: what is read afterwards stays true.
+        let caches = self.caches;
+        let loaded =
+            self.set_child_permissions().and_then(|()| self.blocking(async move |channel| channel.load(caches).await));
+        if loaded.is_err() {
+            self.give_up_children();
+        }
+        loaded
+    }
+
+    fn inactivate(&self) -> OpenResult {
+        if self.active.load(Ordering::Relaxed) {
+            self.close()?;
+            self.give_up_children();
+        }
+        Ok(())
+    }
+
+    // Nothing here holds a request back.
+    fn drained_begin(&self) {}
+
+    fn drained_end(&self) {}
+
+    fn attach(&self, context: &AioContext) -> OpenResult<Rc<dyn IoChannel>> {
+        Ok(Rc::new(ImageChannel(self.channel(context)?)))
+    }
+}
+
+/// The door of a channel.
+struct ImageChannel(Rc<Channel>);
+
+impl IoChannel for ImageChannel {
+    fn preadv(&self, offset: u64, iov: &[IoVec]) -> BlockFuture {
+        self.0.start_read(offset, iov)
+    }
+
+    fn pwritev(&self, offset: u64, iov: &[IoVec], flags: WriteFlags) -> BlockFuture {
+        self.0.start_write(offset, iov, flags)
+    }
+
+    fn flush(&self) -> BlockFuture {
+        let this = self.0.clone();
+        if !this.image.writable {
+            return BlockFuture::ready(Ok(()));
+        }
+        if this.is_clean() && !this.image.is_broken() {
+            return this.flush_clean();
+        }
+        BlockFuture::boxed(async move { this.flush().await })
+    }
+
+    fn pdiscard(&self, offset: u64, bytes: u64) -> BlockFuture {
+        let this = self.0.clone();
+        BlockFuture::boxed(async move { this.discard(offset, bytes).await })
+    }
+
+    fn pwrite_zeroes(&self, offset: u64, bytes: u64, flags: WriteFlags) -> BlockFuture {
+        let this = self.0.clone();
+        if this.image.geometry.raw_data {
+            return BlockFuture::ready(Err(BlockError::NotSupported));
+        }
+        BlockFuture::boxed(async move { this.write_zeroes(offset, bytes, flags).await })
+    }
+
+    fn block_status(&self, offset: u64, bytes: u64) -> BoxFuture<BlockResult<BlockStatus>> {
+        let this = self.0.clone();
+        Box::pin(async move { this.status(offset, bytes).await })
+    }
+}

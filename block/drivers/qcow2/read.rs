@@ -1,0 +1,136 @@
+//! Reads: from the file, the backing file or nowhere, run by run. It owns the fast path, a run in one piece that is
+//! handed straight to the child, and the slow one, which is boxed; and what block status says.
+
+use std::rc::Rc;
+
+use super::channel::{CORRUPT, Channel, Started};
+use super::mapping::{Kind, Run};
+use crate::aio::AioContext;
+use crate::driver::{BlockFuture, BlockStatus};
+use crate::error::{BlockError, BlockResult};
+use crate::iovec::{self, IoVec};
+
+impl Channel {
+    /// Starts a read. Boxed only where it takes more than one step.
+    pub(super) fn start_read(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> BlockFuture {
+        if self.image.is_broken() {
+            return BlockFuture::ready(Err(CORRUPT));
+        }
+        let bytes = iovec::total_len(iov);
+        let found = {
+            let mut state = self.image.lock();
+            match state.run(offset, bytes) {
+                Ok(Run { kind: Kind::Data { host, .. }, bytes: run }) if run == bytes => {
+                    Some((host, state.pin(&self.pins)))
+                }
+                _ => None,
+            }
+        };
+        if let Some((host, pin)) = found {
+            return self.data.preadv(host, iov).holding(pin);
+        }
+        let (this, iov) = (self.clone(), iov.to_vec());
+        BlockFuture::boxed(async move { this.read(offset, &iov).await })
+    }
+
+    /// Reads `iov`'s length in bytes from `offset`, wherever they are.
+    pub(super) async fn read(&self, offset: u64, iov: &[IoVec]) -> BlockResult {
+        let mut started = Started::default();
+        let result = self.read_runs(offset, iov, &mut started).await;
+        // What was started is brought to its end, whatever happened to the rest.
+        started.finish().await.and(result)
+    }
+
+    async fn read_runs(&self, offset: u64, iov: &[IoVec], started: &mut Started) -> BlockResult {
+        let end = offset + iovec::total_len(iov);
+        let mut at = offset;
+        while at < end {
+            let planned = self.attempt(|state| state.run(at, end - at).map(|run| (run, state.pin(&self.pins)))).await;
+            let (run, pin) = planned?;
+            let part = iovec::slice(iov, at - offset, run.bytes);
+            match run.kind {
+                Kind::Zero => iovec::fill(&part, 0),
+                Kind::Data { host, .. } => started.push(self.data.preadv(host, &part).holding(pin))?,
+                Kind::Unallocated => self.read_backing(at, run.bytes, &part, started)?,
+                Kind::Compressed { offset, bytes, skip } => {
+                    self.read_compressed(offset, bytes, skip, &part).await?;
+                    drop(pin);
+                }
+            }
+            at += run.bytes;
+            if at < end {
+                AioContext::breathe().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what is not in this image: from the backing file as far as it reaches, zeroes behind it.
+    fn read_backing(&self, offset: u64, bytes: u64, iov: &[IoVec], started: &mut Started) -> BlockResult {
+        let there = self.backing_length().saturating_sub(offset).min(bytes);
+        if there < bytes {
+            iovec::fill(&iovec::slice(iov, there, bytes - there), 0);
+        }
+        match &self.backing {
+            Some(backing) if there > 0 => started.push(backing.preadv(offset, &iovec::slice(iov, 0, there))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the `bytes` from `offset` on are.
+    pub(super) async fn status(&self, offset: u64, bytes: u64) -> BlockResult<BlockStatus> {
+        let end = offset + bytes;
+        let mut at = offset;
+        let mut found: Option<Class> = None;
+        // Neighbours of one kind are told as one, up to a bound, so that a question takes no time without end.
+        while at < end && at - offset < STATUS_BYTES_MAX {
+            let run = self.attempt(|state| state.run(at, end - at)).await?;
+            let class = Class::of(run.kind, at >= self.backing_length());
+            match found {
+                Some(first) if first != class => break,
+                _ => found = Some(class),
+            }
+            // A run that the backing file ends in is two.
+            let boundary = self.backing_length();
+            let stop = at + run.bytes;
+            let split = run.kind == Kind::Unallocated && at < boundary && boundary < stop;
+            at = if split { boundary } else { stop };
+        }
+        let bytes = at - offset;
+        match (found, &self.backing) {
+            (Some(Class::Backing), Some(backing)) => {
+                let behind = backing.block_status(offset, bytes).await?;
+                Ok(BlockStatus { bytes: behind.bytes.min(bytes), zero: behind.zero, allocated: false })
+            }
+            (Some(Class::Nothing), _) => Ok(BlockStatus { bytes, zero: true, allocated: false }),
+            (Some(Class::Zero), _) => Ok(BlockStatus { bytes, zero: true, allocated: true }),
+            (Some(Class::Data | Class::Backing), _) => Ok(BlockStatus { bytes, zero: false, allocated: true }),
+            (None, _) => Err(BlockError::OutOfRange),
+        }
+    }
+}
+
+/// The most bytes that one question about the status looks at.
+const STATUS_BYTES_MAX: u64 = 1 << 30;
+
+/// What block status tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Data,
+    Zero,
+    /// In the backing file.
+    Backing,
+    /// Nowhere, and so zero.
+    Nothing,
+}
+
+impl Class {
+    fn of(kind: Kind, past_backing: bool) -> Self {
+        match kind {
+            Kind::Data { .. } | Kind::Compressed { .. } => Self::Data,
+            Kind::Zero => Self::Zero,
+            Kind::Unallocated if past_backing => Self::Nothing,
+            Kind::Unallocated => Self::Backing,
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of the format qcow2, in one binary: against a model, against QEMU's programs, after crashes, on hostile images.
+
+mod differential;
+mod foreign;
+mod images;
+#[path = "../../testing/mod.rs"]
+mod testing;
+
+const ENGINE: blockport_block::aio::AioEngine = blockport_block::aio::AioEngine::IoUring;
