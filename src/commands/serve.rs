@@ -38,9 +38,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 
-    /// The format of the image
-    #[arg(long, value_name = "DRIVER", default_value = "raw", help_heading = "The image")]
-    format: String,
+    /// The format of the image [default: qcow2 if its name ends in .qcow2, else raw; what is in it is never looked at]
+    #[arg(long, value_name = "DRIVER", help_heading = "The image")]
+    format: Option<String>,
 
     /// Refuse writes, and open the image for reading only
     #[arg(long, help_heading = "The image")]
@@ -178,7 +178,8 @@ impl ServeArgs {
         if let Some(size) = self.queue_size_max {
             export.queue_size_max = size;
         }
-        let disk = Disk { path: self.disk, format: self.format, read_only: self.read_only, cache: self.cache };
+        let format = self.format.unwrap_or_else(|| Disk::format_by_name(&self.disk).to_owned());
+        let disk = Disk { path: self.disk, format, read_only: self.read_only, cache: self.cache };
         let mut config = Config::default();
         let iothread = IothreadConfig {
             poll_max_ns: self.poll_max_ns,

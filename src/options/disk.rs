@@ -60,6 +60,14 @@ impl Disk {
     /// The name of its iothreads, before their number.
     pub const IOTHREAD_NAME: &str = "iothread";
 
+    /// The format of an image that none is stated for. By its name alone: what a guest writes must never choose it.
+    pub fn format_by_name(path: &Path) -> &'static str {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("qcow2") => "qcow2",
+            _ => "raw",
+        }
+    }
+
     /// Adds the steps that serve this disk: `iothreads` iothreads like `iothread`, which gives them its name with a
     /// number, a node, and `export` spread over the iothreads.
     pub fn configure(
@@ -166,6 +174,15 @@ mod tests {
                 export.writethrough,
             );
             assert_eq!(found, (Some(direct), Some(no_flush), writethrough), "{cache:?}");
+        }
+    }
+
+    #[test]
+    fn the_format_follows_from_the_name() {
+        for (path, format) in
+            [("a.qcow2", "qcow2"), ("a.raw", "raw"), ("a.img", "raw"), ("/dev/sda", "raw"), ("a.qcow2.b", "raw")]
+        {
+            assert_eq!(Disk::format_by_name(Path::new(path)), format);
         }
     }
 

@@ -73,7 +73,8 @@ impl VhostUserProgramArgs {
         let Some(path) = self.blk_file else {
             return Err(UsageError::new("--blk-file=PATH is missing"));
         };
-        let disk = Disk { path, format: "raw".to_owned(), read_only: self.read_only, cache: None };
+        let format = Disk::format_by_name(&path).to_owned();
+        let disk = Disk { path, format, read_only: self.read_only, cache: None };
         let export = ExportConfig {
             writable: !self.read_only,
             num_queues: NUM_QUEUES,
