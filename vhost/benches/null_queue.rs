@@ -68,6 +68,8 @@ const REQUESTS: u32 = 64_000;
 const WARM_UP: u32 = 4;
 const GUEST: u64 = 0x10_0000;
 const USER: u64 = 0x7000_0000_0000;
+/// A status byte that no device writes.
+const NOT_ANSWERED: u8 = 0xff;
 /// A queue serves a part of a large batch in a turn, and goes on in the next.
 const TURNS_MAX: u32 = 4;
 /// Where a queue's things are, from the start of its own part of the memory. The largest ring has 1024 entries.
@@ -122,6 +124,7 @@ impl Driver {
             }
             self.put(HEADERS + 16 * n, VIRTIO_BLK_T_IN);
             self.put(HEADERS + 16 * n + 8, 8 * n);
+            self.put(STATUS + n, NOT_ANSWERED);
         }
     }
 
@@ -136,6 +139,11 @@ impl Driver {
 
     fn all_done(&self) -> bool {
         self.get::<u16>(USED + 2) == self.avail_idx
+    }
+
+    /// Whether every request of the batch succeeded.
+    fn all_succeeded(&self) -> bool {
+        (0..u64::from(self.depth)).all(|n| u32::from(self.get::<u8>(STATUS + n)) == VIRTIO_BLK_S_OK)
     }
 
     /// Our side of the same ring.
@@ -212,6 +220,8 @@ fn run(drivers: &mut [Driver], mut serve: impl FnMut()) {
             }
         }
     }
+    // What fails costs something else.
+    assert!(drivers.iter().all(Driver::all_succeeded), "a request failed");
     let requests = rounds * batch;
     println!("{requests} requests, {:.1} ns each", busy.as_nanos() as f64 / f64::from(requests));
 }
@@ -233,7 +243,8 @@ fn run_queues(case: &Case) {
         graph.throttle_groups().create(name, limits).expect("the first of its name");
     }
     let memory = guest_memory(case.exports * case.queues);
-    let (mut drivers, mut queues) = (Vec::new(), Vec::<Rc<Queue>>::new());
+    // A backend that nobody holds lets its medium go.
+    let (mut drivers, mut queues, mut backends) = (Vec::new(), Vec::<Rc<Queue>>::new(), Vec::new());
     for export in 0..case.exports {
         let options = format!(r#"{{"node-name": "n{export}", {}}}"#, case.node);
         let node = graph.blockdev_add(Options::parse_json(&options).expect("JSON")).expect("the node opens");
@@ -246,6 +257,7 @@ fn run_queues(case: &Case) {
             queues.push(start_for_bench(&context, &backend, driver.ring(), Arc::new(kick)));
             drivers.push(driver);
         }
+        backends.push(backend);
     }
     let busy = usize::from(case.busy * case.queues);
     run(&mut drivers[..busy], || {
