@@ -10,6 +10,7 @@ mod media;
 mod notifiers;
 mod rebuild;
 mod root;
+mod throttling;
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -20,15 +21,17 @@ use crate::aio::{AioContext, AioRemote, Answer, reserve_locals};
 use crate::child::Child;
 use crate::dev_ops::BlockDevOps;
 use crate::error::{BlockError, BlockResult, OpenResult};
-use crate::node::{Hurry, Node, NodeOptions, SECTOR};
+use crate::node::{Node, NodeOptions, SECTOR};
 use crate::on_error::OnError;
 use crate::permissions::Permissions;
+use crate::throttle::ThrottleMember;
 
 pub use channel::{BackendChannel, Completed, Request, Submitted};
 pub use device::Attached;
 pub use media::TrayOpening;
 pub use notifiers::{BackendNotice, Notifier};
 pub(crate) use rebuild::{abort, commit, prepare, rebuild};
+pub use throttling::BackendHurry;
 
 use notifiers::Notifiers;
 
@@ -58,9 +61,10 @@ pub struct BlockBackend {
     block_size: AtomicU32,
     quiesced: Mutex<u32>,
     /// While it is above 0.
-    hurry: Mutex<Option<Hurry>>,
+    hurry: Mutex<Option<BackendHurry>>,
     /// Whether that is above 0, for channels that are made meanwhile.
     is_quiesced: AtomicBool,
+    throttle: Mutex<Option<Arc<ThrottleMember>>>,
     /// Counts how often it went above 0.
     quiesce_epoch: AtomicU64,
     channels: Mutex<Vec<ChannelHandle>>,
@@ -93,6 +97,7 @@ impl BlockBackend {
             quiesced: Mutex::default(),
             hurry: Mutex::default(),
             is_quiesced: AtomicBool::new(false),
+            throttle: Mutex::default(),
             quiesce_epoch: AtomicU64::new(0),
             channels: Mutex::default(),
         })
@@ -160,7 +165,7 @@ impl BlockBackend {
             device.drained_begin();
         }
         self.each_channel(|_, channel| channel.quiesce());
-        *lock(&self.hurry) = self.hurry();
+        *lock(&self.hurry) = Some(self.hurry());
     }
 
     /// The second half: waits for what has started.
@@ -187,12 +192,6 @@ impl BlockBackend {
         if let Some(device) = self.device() {
             device.drained_end();
         }
-    }
-
-    /// Until what this returns is dropped, no limit holds requests of the medium back, those that wait included: for
-    /// whoever waits for requests to end, such as a ring's stop. Not on an iothread.
-    pub fn hurry(&self) -> Option<Hurry> {
-        self.root().map(Node::hurry)
     }
 
     /// Whether a drained section is on.

@@ -26,7 +26,8 @@ pub mod throttle;
 
 pub use accounting::{KindStatistics, RequestKind, Statistics};
 pub use backend::{
-    Attached, BackendChannel, BackendNotice, BlockBackend, Completed, Notifier, Request, Submitted, TrayOpening,
+    Attached, BackendChannel, BackendHurry, BackendNotice, BlockBackend, Completed, Notifier, Request, Submitted,
+    TrayOpening,
 };
 pub use child::{Child, ChildChannel};
 pub use dev_ops::BlockDevOps;
@@ -34,6 +35,6 @@ pub use drained::Drained;
 pub use error::{BlockError, BlockResult, OpenError, OpenResult};
 pub use graph::{Graph, OpenContext, StatedFile};
 pub use limits::{BlockLimits, MAX_IOV, MAX_TRANSFER};
-pub use node::{DetectZeroes, Hurry, Node, NodeOptions, OpBlocker, Operation, SECTOR};
+pub use node::{DetectZeroes, Node, NodeOptions, OpBlocker, Operation, SECTOR};
 pub use on_error::{ErrorAction, IoStatus, OnErrorPolicy};
 pub use permissions::{PermissionSet, Permissions};

@@ -37,6 +37,8 @@ pub struct ThrottleGroup {
     /// Nothing is limited, so that requests need not even ask.
     unlimited: AtomicBool,
     members: AtomicU32,
+    /// Made for a backend, and gone with its last member.
+    temporary: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -74,6 +76,7 @@ impl ThrottleGroup {
             name: name.to_owned(),
             unlimited: AtomicBool::new(true),
             members: AtomicU32::new(0),
+            temporary: AtomicBool::new(false),
             state: Mutex::new(State { line, waiters: Slab::new(), timer: None }),
         };
         group.set_limits(limits)?;
@@ -369,9 +372,11 @@ impl ThrottleGroups {
         self.groups().get(name).cloned()
     }
 
-    /// All names.
+    /// The names of all that are objects; what was made for a backend is none.
     pub fn names(&self) -> Vec<String> {
-        self.groups().keys().cloned().collect()
+        let groups = self.groups();
+        let objects = groups.iter().filter(|(_, group)| !group.temporary.load(Ordering::Relaxed));
+        objects.map(|(name, _)| name.clone()).collect()
     }
 
     /// Makes a group.
@@ -386,6 +391,25 @@ impl ThrottleGroups {
         let group = ThrottleGroup::new(name, limits)?;
         groups.insert(name.to_owned(), group.clone());
         Ok(group)
+    }
+
+    /// Gives a group these limits, made first if there is none of that name. One that is made here goes with its last
+    /// member.
+    pub(crate) fn find_or_create(&self, name: &str, limits: ThrottleLimits) -> OpenResult<Arc<ThrottleGroup>> {
+        let mut groups = self.groups();
+        if let Some(group) = groups.get(name) {
+            group.set_limits(limits)?;
+            return Ok(group.clone());
+        }
+        let group = ThrottleGroup::new(name, limits)?;
+        group.temporary.store(true, Ordering::Relaxed);
+        groups.insert(name.to_owned(), group.clone());
+        Ok(group)
+    }
+
+    /// Forgets the groups that were made for backends and have no member any more.
+    pub(crate) fn forget_unused(&self) {
+        self.groups().retain(|_, group| group.members() > 0 || !group.temporary.load(Ordering::Relaxed));
     }
 
     /// Forgets a group that nobody uses.

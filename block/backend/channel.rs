@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use super::BlockBackend;
+use super::throttling::Gate;
 use crate::accounting::{Accounting, RequestKind};
 use crate::aio::AioContext;
 use crate::child::ChildChannel;
@@ -17,12 +18,16 @@ use crate::driver::{BlockFuture, WriteFlags};
 use crate::error::{BlockError, BlockResult};
 use crate::iovec::{self, IoVec};
 use crate::on_error::OnError;
+use crate::throttle::{ThrottleChannel, Throttled};
 
 /// A BlockBackend's half on one iothread: where requests start.
 pub struct BackendChannel {
     root: RefCell<Option<Rc<ChildChannel>>>,
     in_flight: Cell<u64>,
-    quiesced: Cell<bool>,
+    pub(super) quiesced: Cell<bool>,
+    /// Quiesced, or in a throttle group: requests ask [`BackendChannel::gate`] before they start.
+    gated: Cell<bool>,
+    pub(super) throttle: RefCell<Option<ThrottleChannel>>,
     parked: RefCell<Vec<Waker>>,
     idle: RefCell<Vec<Waker>>,
     pub(super) accounting: Arc<Accounting>,
@@ -46,10 +51,13 @@ impl BackendChannel {
         root: Option<Rc<ChildChannel>>,
         accounting: Arc<Accounting>,
     ) -> Rc<Self> {
-        Rc::new(Self {
+        let throttle = super::lock(&backend.throttle).as_ref().map(|member| ThrottleChannel::new(member, context));
+        let channel = Rc::new(Self {
             root: RefCell::new(root),
             in_flight: Cell::new(0),
             quiesced: Cell::new(backend.is_quiesced()),
+            gated: Cell::new(false),
+            throttle: RefCell::new(throttle),
             parked: RefCell::default(),
             idle: RefCell::default(),
             accounting,
@@ -60,7 +68,13 @@ impl BackendChannel {
             prepared: RefCell::default(),
             epoch: backend.quiesce_epoch.load(Ordering::Acquire),
             context: context.clone(),
-        })
+        });
+        channel.set_gated();
+        channel
+    }
+
+    pub(super) fn set_gated(&self) {
+        self.gated.set(self.quiesced.get() || self.throttle.borrow().is_some());
     }
 
     /// The iothread's context.
@@ -106,8 +120,8 @@ impl BackendChannel {
         self.accounting.invalid(kind);
     }
 
-    /// The one way in: parked while quiesced, else to the root, counted from here to its completion. What is complete
-    /// at once was never in flight.
+    /// The one way in: parked while quiesced, held back by limits, else to the root, counted from here to its
+    /// completion. What is complete at once was never in flight.
     #[inline(always)]
     fn start(
         self: &Rc<Self>,
@@ -116,11 +130,15 @@ impl BackendChannel {
         iov: &[IoVec],
         go: impl FnOnce(&Rc<ChildChannel>, &[IoVec], bool) -> BlockFuture + 'static,
     ) -> Submitted {
-        if self.quiesced.get() {
-            let iov = iov.to_vec();
-            let parked: Parked = Box::new(move |root, fua| go(root, &iov, fua));
-            let medium = self.medium.get();
-            return self.pending(kind, bytes, State::Parked(Some((medium, parked))));
+        if self.gated.get() {
+            match self.gate(kind, bytes) {
+                Gate::Open => {}
+                gate => {
+                    let iov = iov.to_vec();
+                    let parked: Parked = Box::new(move |root, fua| go(root, &iov, fua));
+                    return self.pending(kind, bytes, self.held(gate, (self.medium.get(), parked)));
+                }
+            }
         }
         let future = match &*self.root.borrow() {
             Some(root) => go(root, iov, !self.write_cache.get()),
@@ -135,6 +153,27 @@ impl BackendChannel {
                 self.in_flight.set(self.in_flight.get() + 1);
                 self.pending(kind, bytes, State::Running(future))
             }
+        }
+    }
+
+    /// The state of a request that may not go on at once; one that a limit holds back is in flight.
+    fn held(&self, gate: Gate, parked: (u64, Parked)) -> State {
+        match gate {
+            Gate::Open | Gate::Quiesced => State::Parked(Some(parked)),
+            Gate::Limited(turn) => {
+                self.in_flight.set(self.in_flight.get() + 1);
+                State::Limited(turn, Some(parked))
+            }
+        }
+    }
+
+    /// Starts a request that was held up. The range is checked now, with the size and the write cache of this moment.
+    fn go_on(&self, parked: Option<(u64, Parked)>) -> BlockFuture {
+        match (&*self.root.borrow(), parked) {
+            (Some(root), Some((medium, parked))) if medium == self.medium.get() => {
+                parked(root, !self.write_cache.get())
+            }
+            _ => BlockFuture::ready(Err(BlockError::NoMedium)),
         }
     }
 
@@ -181,10 +220,12 @@ impl BackendChannel {
 
     pub(super) fn quiesce(&self) {
         self.quiesced.set(true);
+        self.set_gated();
     }
 
     pub(super) fn resume(&self) {
         self.quiesced.set(false);
+        self.set_gated();
         self.parked.take().into_iter().for_each(Waker::wake);
     }
 
@@ -248,6 +289,8 @@ enum State {
     Done,
     /// Waits for the end of a drain, not counted in flight, and for the medium of that number.
     Parked(Option<(u64, Parked)>),
+    /// Waits for its turn in a throttle group, in flight.
+    Limited(Throttled, Option<(u64, Parked)>),
     /// In flight.
     Running(BlockFuture),
 }
@@ -265,15 +308,21 @@ impl Future for Request {
                         this.channel.parked.borrow_mut().push(cx.waker().clone());
                         return Poll::Pending;
                     }
-                    // The range is checked now, with the size and the write cache of this moment.
-                    let future = match (&*this.channel.root.borrow(), parked.take()) {
-                        (Some(root), Some((medium, parked))) if medium == this.channel.medium.get() => {
-                            parked(root, !this.channel.write_cache.get())
+                    let parked = parked.take();
+                    match (this.channel.gate(this.kind, this.bytes), parked) {
+                        (Gate::Limited(turn), Some(parked)) => {
+                            this.state = this.channel.held(Gate::Limited(turn), parked);
                         }
-                        _ => BlockFuture::ready(Err(BlockError::NoMedium)),
-                    };
-                    this.channel.in_flight.set(this.channel.in_flight.get() + 1);
-                    this.state = State::Running(future);
+                        (_, parked) => {
+                            this.channel.in_flight.set(this.channel.in_flight.get() + 1);
+                            this.state = State::Running(this.channel.go_on(parked));
+                        }
+                    }
+                }
+                State::Limited(turn, parked) => {
+                    std::task::ready!(Pin::new(turn).poll(cx));
+                    let parked = parked.take();
+                    this.state = State::Running(this.channel.go_on(parked));
                 }
                 State::Running(future) => {
                     let result = std::task::ready!(Pin::new(future).poll(cx));

@@ -8,5 +8,6 @@ mod media;
 mod reopen;
 #[path = "../../testing/mod.rs"]
 mod testing;
+mod throttling;
 
 const ENGINE: blockport_block::aio::AioEngine = blockport_block::aio::AioEngine::IoUring;
