@@ -69,7 +69,7 @@ def facts(args, files):
         "qemu_storage_daemon": version(["qemu-storage-daemon", "--version"]),
         "fio": version(["fio", "--version"]),
         "blockport": version([args.bin_dir / "blockport", "--version"]),
-        "commit": version(["git", "describe", "--always", "--dirty"]),
+        "commit": version(["git", "-C", pathlib.Path(__file__).parent, "describe", "--always", "--dirty"]),
     }
 
 

@@ -252,10 +252,12 @@ def draw_scaling(results):
     axis.plot(counts, [points[n] for n in counts], "o-", color="#0072B2", label="blockport")
     axis.plot(counts, [points[counts[0]] * n / counts[0] for n in counts], "--", color="#888888", label="proportional")
     for count in counts:
-        axis.annotate(short(points[count]), (count, points[count]), xytext=(0, 8), textcoords="offset points", ha="center")
+        axis.annotate(short(points[count]), (count, points[count]), xytext=(0, -14), textcoords="offset points", ha="center")
     axis.set_xlabel("iothreads, each with a queue and a client thread")
     axis.set_ylabel("IOPS")
     axis.set_xticks(counts)
+    axis.set_ylim(0)
+    axis.margins(x=0.08)
     axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: short(v)))
     axis.grid()
     axis.legend()
