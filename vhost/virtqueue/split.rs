@@ -77,18 +77,6 @@ pub(super) struct SplitRing {
 // time, as every method that touches them takes `&mut self`.
 unsafe impl Send for SplitRing {}
 
-/// Has the CPU fetch the line at `address`, which may be any.
-#[inline]
-fn prefetch_line(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint; it never faults.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
 fn look_up(memory: &GuestMemory, layout: &RingLayout) -> Result<Parts, RingError> {
     let size = u64::from(layout.size);
     let desc = memory.user_to_host(layout.desc, size * DESCRIPTOR_BYTES, 16);
@@ -197,7 +185,6 @@ impl SplitRing {
         }
         let slot = usize::from(self.next_avail & self.mask);
         let head = self.avail_u16(ENTRIES + 2 * slot).load(Ordering::Relaxed);
-        self.prefetch();
         chain.head = head;
         chain.iov.clear();
         chain.readable = 0;
@@ -205,27 +192,6 @@ impl SplitRing {
         self.next_avail = self.next_avail.wrapping_add(1);
         self.outstanding += 1;
         Ok(true)
-    }
-
-    /// Fetches what the next pops will read: the header of the next chain and the descriptor of the one after it. The
-    /// guest wrote both on another CPU, and without this each pop waits for two cache lines from there.
-    #[inline]
-    fn prefetch(&self) {
-        let ahead = self.seen_avail.wrapping_sub(self.next_avail);
-        let head_at = |entry: u16| {
-            let slot = usize::from(self.next_avail.wrapping_add(entry) & self.mask);
-            self.avail_u16(ENTRIES + 2 * slot).load(Ordering::Relaxed) & self.mask
-        };
-        if ahead > 2 {
-            // Within the table, as the mask sees to it; a prefetch reads nothing.
-            prefetch_line(self.parts.desc.wrapping_add(usize::from(head_at(2))).cast());
-        }
-        if ahead > 1
-            && let Ok(descriptor) = self.descriptor(head_at(1))
-            && let Some(header) = self.memory.guest_to_host(descriptor.addr, 1, 1)
-        {
-            prefetch_line(header.cast_const());
-        }
     }
 
     /// Reads the guest's available index. Acquire: what it covers was written before it.
