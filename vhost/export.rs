@@ -33,6 +33,8 @@ pub struct ExportSettings {
     pub queue_size_max: u16,
     /// Starts with the write cache off.
     pub writethrough: bool,
+    /// Offers packed virtqueues besides split ones.
+    pub packed: bool,
 }
 
 /// Why an export could not start.

@@ -5,7 +5,6 @@ mod config_space;
 mod export;
 mod extra_messages;
 mod guest_memory;
-mod inflight;
 mod notifier;
 mod queue;
 mod server;
@@ -26,5 +25,5 @@ pub use socket::{Endpoint, Listener, SocketAddress, SocketError};
 pub mod internals {
     pub use crate::guest_memory::{GuestMemory, MemoryRegion};
     pub use crate::queue::{Queue, start_for_bench};
-    pub use crate::virtqueue::{Chain, RingError, RingFeatures, RingLayout, VirtQueue};
+    pub use crate::virtqueue::{Chain, Head, RingError, RingFeatures, RingLayout, VirtQueue};
 }

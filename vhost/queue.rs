@@ -231,9 +231,9 @@ impl Queue {
         self.in_flight.get()
     }
 
-    /// Stops the queue: afterwards nothing is in flight and guest memory is not touched. Returns the number of the next
-    /// available entry.
-    pub(crate) async fn stop(self: Rc<Self>) -> u16 {
+    /// Stops the queue: afterwards nothing is in flight and guest memory is not touched. Returns where the ring stands,
+    /// as GET_VRING_BASE answers it.
+    pub(crate) async fn stop(self: Rc<Self>) -> u32 {
         self.stopping.set(true);
         self.kick.replace(None);
         self.drained().await;
@@ -248,7 +248,7 @@ impl Queue {
         while let Some(worker) = self.idle_workers.take() {
             worker.wake();
         }
-        self.ring.borrow().next_avail()
+        self.ring.borrow().base()
     }
 
     async fn drained(&self) {
@@ -287,7 +287,8 @@ impl Queue {
             }
             match ring.pop(&mut chain) {
                 Ok(true) => popped += 1,
-                Ok(false) => break None,
+                // A packed ring of lost memory is all zeroes, in which nothing is available.
+                Ok(false) => break ring.memory().is_lost().then_some(RingError::MemoryLost),
                 Err(error) => break Some(error),
             }
             let head = chain.head;

@@ -17,7 +17,7 @@ use vhost::vhost_user::message::{
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::config_space::{self, F_PROTOCOL_FEATURES, bit};
@@ -26,7 +26,7 @@ use crate::extra_messages;
 use crate::guest_memory::{GuestMemory, MemoryRegion, REGIONS_MAX};
 use crate::notifier::{can_be_polled, take_notifier};
 use crate::queue::{Notifiers, Queue, QueueSetup};
-use crate::virtqueue::{RingFeatures, RingLayout, VirtQueue};
+use crate::virtqueue::{RingError, RingFeatures, RingLayout, VirtQueue};
 
 /// VHOST_F_LOG_ALL: changes with the migration, not with the rings.
 const F_LOG_ALL: u32 = 26;
@@ -49,8 +49,9 @@ pub(crate) struct SessionState {
 struct Vring {
     size: u16,
     addresses: Option<Addresses>,
-    /// The next available entry. `None`: the front-end has not said; the ring's own used index tells then.
-    base: Option<u16>,
+    /// As SET_VRING_BASE has it for the ring's layout. `None`: the front-end has not said; a split ring's own used index
+    /// tells then, and a packed ring is a new one.
+    base: Option<u32>,
     kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     error: Option<Arc<OwnedFd>>,
@@ -63,6 +64,17 @@ struct Addresses {
     desc: u64,
     avail: u64,
     used: u64,
+}
+
+impl SessionState {
+    fn ring_features(&self) -> RingFeatures {
+        let has = |feature| self.features & bit(feature) != 0;
+        RingFeatures {
+            event_idx: has(VIRTIO_RING_F_EVENT_IDX),
+            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
+            packed: has(VIRTIO_F_RING_PACKED),
+        }
+    }
 }
 
 /// A session: its state and the export it is with.
@@ -163,10 +175,7 @@ impl Session {
         if state.features & bit(VIRTIO_F_VERSION_1) == 0 {
             return Err(refuse(LEGACY));
         }
-        let features = RingFeatures {
-            event_idx: state.features & bit(VIRTIO_RING_F_EVENT_IDX) != 0,
-            indirect: state.features & bit(VIRTIO_RING_F_INDIRECT_DESC) != 0,
-        };
+        let features = state.ring_features();
         let memory = state.memory.clone();
         let vring = &mut state.vrings[index];
         let Some(addresses) = vring.addresses else {
@@ -274,7 +283,7 @@ impl Session {
 
 /// Where a ring stopped, and how many requests it had in flight then.
 struct Stopped {
-    base: u16,
+    base: u32,
     in_flight: usize,
 }
 
@@ -366,9 +375,12 @@ impl VhostUserBackendReqHandler for Session {
         self.handle("SET_VRING_NUM", |state| {
             let index = self.queue_index(index)?;
             let most = self.export.settings.queue_size_max;
-            let size = u16::try_from(num).ok().filter(|size| size.is_power_of_two() && *size <= most);
-            let Some(size) = size else {
-                return Err(refuse(format_args!("a ring of {num}: it must be a power of two, at most {most}")));
+            // §2.7: a power of two; §2.8.10.1: any size, in a packed ring.
+            let packed = state.ring_features().packed;
+            let fits = |size: &u16| (1..=most).contains(size) && (packed || size.is_power_of_two());
+            let Some(size) = u16::try_from(num).ok().filter(fits) else {
+                let what = if packed { "at least 1" } else { "a power of two" };
+                return Err(refuse(format_args!("a ring of {num}: it must be {what}, at most {most}")));
             };
             let vring = &mut state.vrings[index];
             if vring.started && size != vring.size {
@@ -390,7 +402,8 @@ impl VhostUserBackendReqHandler for Session {
     ) -> Result<()> {
         self.handle("SET_VRING_ADDR", |state| {
             let index = self.queue_index(index)?;
-            let (memory, vring) = (state.memory.clone(), &mut state.vrings[index]);
+            let (memory, features) = (state.memory.clone(), state.ring_features());
+            let vring = &mut state.vrings[index];
             let addresses = Addresses { desc: descriptor, avail: available, used };
             if vring.started {
                 // QEMU sends it again when logging changes; the ring stays where it is.
@@ -400,7 +413,7 @@ impl VhostUserBackendReqHandler for Session {
             }
             let layout = self.layout(vring.size, addresses);
             if vring.size > 0 {
-                VirtQueue::new(memory, layout, RingFeatures::default(), 0).map_err(refuse)?;
+                VirtQueue::new(memory, layout, features, 0).map_err(refuse)?;
             }
             vring.addresses = Some(addresses);
             Ok(())
@@ -409,12 +422,14 @@ impl VhostUserBackendReqHandler for Session {
 
     fn set_vring_base(&self, index: u32, base: u32) -> Result<()> {
         self.handle("SET_VRING_BASE", |state| {
+            let features = state.ring_features();
             let vring = &mut state.vrings[self.queue_index(index)?];
-            let Ok(base) = u16::try_from(base) else {
-                return Err(refuse(format_args!("index {base} does not fit a split ring")));
-            };
             if vring.started {
                 return Err(refuse("the ring is running"));
+            }
+            let size = if vring.size > 0 { vring.size } else { self.export.settings.queue_size_max };
+            if !VirtQueue::is_base(features, size, base) {
+                return Err(refuse(RingError::Base { base, size }));
             }
             vring.base = Some(base);
             Ok(())
@@ -424,7 +439,7 @@ impl VhostUserBackendReqHandler for Session {
     fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
         self.handle("GET_VRING_BASE", |state| {
             let base = self.stop(state, self.queue_index(index)?).base;
-            Ok(VhostUserVringState::new(index, u32::from(base)))
+            Ok(VhostUserVringState::new(index, base))
         })
     }
 

@@ -1,6 +1,7 @@
 //! What this crate's unit tests share: a guest, files in memory, eventfds, a deadline, a child process to die in.
 
 pub(crate) mod guest;
+pub(crate) mod packed_driver;
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -14,7 +14,7 @@ use crate::testing::guest::{BUFFERS, Descriptor, Guest, NEXT, WRITE};
 use crate::testing::{Event, aio_settings};
 use crate::virtqueue::RingFeatures;
 
-const EVENTS: RingFeatures = RingFeatures { event_idx: true, indirect: false };
+const EVENTS: RingFeatures = RingFeatures { event_idx: true, indirect: false, packed: false };
 /// Where a request's header and its room for a status are.
 const HEADER: u64 = BUFFERS[0].guest;
 const STATUS: u64 = BUFFERS[1].guest;
@@ -151,7 +151,7 @@ fn a_stopped_queue_does_not_touch_guest_memory() {
         fixture.kick();
         fixture.queue.look();
         let base = fixture.run(fixture.queue.clone().stop());
-        assert_eq!(base, fixture.completed(), "what was popped is completed");
+        assert_eq!(base, u32::from(fixture.completed()), "what was popped is completed");
         // The memory is the guest's again.
         let region = &fixture.guest.memory.regions()[0];
         fixture.guest.write(region.guest_addr, &vec![0xaa; region.size as usize]);

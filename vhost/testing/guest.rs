@@ -108,10 +108,15 @@ impl Guest {
         let avail = (desc + 16 * entries + skew).next_multiple_of(2);
         let used = (avail + 6 + 2 * entries + skew).next_multiple_of(4);
         let end = used + 6 + 8 * entries;
-        let ring = Placement { guest: RING_GUEST, user: RING_USER, size: end - RING_GUEST };
-        let regions = BUFFERS.iter().chain([&ring]).map(|at| Arc::new(region(*at))).collect();
-        let memory = Arc::new(GuestMemory::new(regions).expect("they do not overlap"));
-        Self { memory, size, desc, avail, used }
+        Self { memory: memory_with_ring_until(end), size, desc, avail, used }
+    }
+
+    /// A packed ring: `avail` is the driver event suppression structure, `used` the device's, with which the region ends.
+    pub(crate) fn packed(size: u16, skew: u64) -> Self {
+        let desc = (RING_GUEST + skew).next_multiple_of(16);
+        let avail = (desc + 16 * u64::from(size) + skew).next_multiple_of(4);
+        let used = (avail + 4 + skew).next_multiple_of(4);
+        Self { memory: memory_with_ring_until(used + 4), size, desc, avail, used }
     }
 
     /// Where the ring is, in the front-end's addresses.
@@ -121,8 +126,13 @@ impl Guest {
         RingLayout { size: self.size, desc, avail, used, indirect_max: 128 }
     }
 
-    /// The device's side of the ring.
+    /// The device's side of a split ring whose next available entry is number `base`.
     pub(crate) fn device(&self, features: RingFeatures, base: u16) -> VirtQueue {
+        self.device_at(features, base.into())
+    }
+
+    /// The device's side of the ring, which stands where SET_VRING_BASE would say.
+    pub(crate) fn device_at(&self, features: RingFeatures, base: u32) -> VirtQueue {
         VirtQueue::new(self.memory.clone(), self.layout(), features, base).expect("the ring is in guest memory")
     }
 
@@ -234,6 +244,12 @@ impl Guest {
             })
             .collect()
     }
+}
+
+fn memory_with_ring_until(end: u64) -> Arc<GuestMemory> {
+    let ring = Placement { guest: RING_GUEST, user: RING_USER, size: end - RING_GUEST };
+    let regions = BUFFERS.iter().chain([&ring]).map(|at| Arc::new(region(*at))).collect();
+    Arc::new(GuestMemory::new(regions).expect("they do not overlap"))
 }
 
 fn region(at: Placement) -> MemoryRegion {

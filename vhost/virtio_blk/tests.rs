@@ -66,7 +66,7 @@ impl Disk {
         let mut iov = pieces(front);
         let readable = iov.len();
         iov.extend(pieces(back));
-        let mut chain = Chain { head: 7, iov, readable };
+        let mut chain = Chain { head: 7.into(), iov, readable };
         let written = match start(&mut chain, &self.device, &self.channel) {
             Started::Done { written, .. } => written,
             Started::Pending(pending) => {
@@ -75,7 +75,7 @@ impl Disk {
                 written
             }
         };
-        assert_eq!(chain.head, 7, "the chain comes back");
+        assert_eq!(chain.head.number, 7, "the chain comes back");
         (written, back.iter().flat_map(AlignedBuffer::to_vec).collect())
     }
 

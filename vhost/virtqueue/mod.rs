@@ -1,26 +1,16 @@
-//! VirtQueue: pop, push, publish, and when to notify; whatever the layout of the ring. It owns the in-flight tracker.
-//! It never looks at what a descriptor chain contains.
+//! VirtQueue: pop, push, publish, and when to notify; whatever the layout of the ring. It never looks at what a
+//! descriptor chain contains.
 
+mod chain;
+mod packed;
 mod split;
 
 use std::sync::Arc;
 
-use blockport_block::iovec::IoVec;
-
 use crate::guest_memory::GuestMemory;
-use crate::inflight::Inflight;
+pub use chain::{Chain, Head};
+use packed::PackedRing;
 use split::SplitRing;
-
-/// A popped descriptor chain: who pops it pushes it exactly once.
-#[derive(Debug, Default)]
-pub struct Chain {
-    /// The number by which it is returned.
-    pub head: u16,
-    /// The device-readable buffers, then the device-writable ones; none is empty.
-    pub iov: Vec<IoVec>,
-    /// How many of them are readable.
-    pub readable: usize,
-}
 
 /// What a guest driver and we agreed on about the ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,18 +19,20 @@ pub struct RingFeatures {
     pub event_idx: bool,
     /// VIRTIO_RING_F_INDIRECT_DESC.
     pub indirect: bool,
+    /// VIRTIO_F_RING_PACKED: the layout of the ring.
+    pub packed: bool,
 }
 
 /// Where a ring is and how large. Addresses are the front-end's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingLayout {
-    /// Entries, a power of two, at most 32768.
+    /// Entries, at most 32768; in a split ring a power of two.
     pub size: u16,
-    /// The descriptor table.
+    /// The descriptor table or descriptor ring.
     pub desc: u64,
-    /// The available ring.
+    /// Split: the available ring. Packed: the driver event suppression structure.
     pub avail: u64,
-    /// The used ring.
+    /// Split: the used ring. Packed: the device event suppression structure.
     pub used: u64,
     /// The most descriptors in an indirect table.
     pub indirect_max: u16,
@@ -52,7 +44,15 @@ pub enum RingError {
     /// The ring is not in guest memory, or not aligned.
     #[error("the ring does not lie in guest memory, or is not aligned")]
     Addresses,
-    /// More entries than the ring has room for, those in flight included.
+    /// Where the ring is said to stand is not in it.
+    #[error("the base {base:#x} is no place in a ring of {size}")]
+    Base {
+        /// As SET_VRING_BASE has it.
+        base: u32,
+        /// Entries.
+        size: u16,
+    },
+    /// More entries are available than the ring has room for, those in flight included: in a split ring by its index.
     #[error("the available index jumped to {avail_idx} from {last_avail} in a ring of {size}")]
     IndexJump {
         /// What the guest wrote.
@@ -62,6 +62,9 @@ pub enum RingError {
         /// Entries.
         size: u16,
     },
+    /// The same of a packed ring.
+    #[error("more descriptors are available than the ring of {0} has, those in flight included")]
+    Overrun(u16),
     /// A descriptor number that the table does not have.
     #[error("descriptor {0} is outside the table")]
     DescriptorOutOfRange(u16),
@@ -89,28 +92,46 @@ pub enum RingError {
 
 /// One virtqueue's device side.
 pub struct VirtQueue {
-    ring: SplitRing,
-    inflight: Option<Inflight>,
+    ring: Ring,
+}
+
+/// The layout of the ring. One test of it at each call is all that two layouts cost.
+enum Ring {
+    Split(SplitRing),
+    Packed(PackedRing),
 }
 
 impl VirtQueue {
-    /// A queue whose next available entry is number `base`.
+    /// A queue that stands at `base`, as SET_VRING_BASE has it: the number of the next available entry in a split ring,
+    /// both positions in a packed one.
     ///
     /// # Errors
-    /// [`RingError::Addresses`].
+    /// [`RingError::Addresses`], [`RingError::Base`].
     pub fn new(
         memory: Arc<GuestMemory>,
         layout: RingLayout,
         features: RingFeatures,
-        base: u16,
+        base: u32,
     ) -> Result<Self, RingError> {
-        Ok(Self { ring: SplitRing::new(memory, layout, features, base)?, inflight: None })
+        let ring = match features.packed {
+            false => Ring::Split(SplitRing::new(memory, layout, features, base)?),
+            true => Ring::Packed(PackedRing::new(memory, layout, features, base)?),
+        };
+        Ok(Self { ring })
+    }
+
+    /// Whether a ring of this layout and size can stand at `base`.
+    pub(crate) fn is_base(features: RingFeatures, size: u16, base: u32) -> bool {
+        if features.packed { packed::is_base(base, size) } else { u16::try_from(base).is_ok() }
     }
 
     /// Goes on behind what the guest's memory says is used, for a front-end that does not say where. Before the first
-    /// pop.
+    /// pop. A packed ring's memory does not say it.
     pub fn resume_at_used(&mut self) {
-        self.ring.resume_at_used();
+        match &mut self.ring {
+            Ring::Split(ring) => ring.resume_at_used(),
+            Ring::Packed(_) => {}
+        }
     }
 
     /// Takes the next chain into `chain`, whose content is replaced. False when there is none.
@@ -119,48 +140,55 @@ impl VirtQueue {
     /// The ring lies; nothing was taken, and no further pop makes sense.
     #[inline]
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
-        let popped = self.ring.pop(chain)?;
-        if popped && let Some(inflight) = &mut self.inflight {
-            inflight.popped(chain.head);
+        match &mut self.ring {
+            Ring::Split(ring) => ring.pop(chain),
+            Ring::Packed(ring) => ring.pop(chain),
         }
-        Ok(popped)
     }
 
     /// Returns a chain with the number of bytes written, from the first device-writable byte on. The guest sees it at
     /// the next [`VirtQueue::publish`].
     #[inline]
-    pub fn push(&mut self, head: u16, written: u32) {
-        self.ring.push(head, written);
-        if let Some(inflight) = &mut self.inflight {
-            inflight.pushed(head);
+    pub fn push(&mut self, head: Head, written: u32) {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.push(head, written),
+            Ring::Packed(ring) => ring.push(head, written),
         }
     }
 
     /// Shows the guest everything pushed so far. True when the guest wants to be called.
     #[inline]
     pub fn publish(&mut self) -> bool {
-        let call = self.ring.publish();
-        if let Some(inflight) = &mut self.inflight {
-            inflight.published(self.ring.used_idx());
+        match &mut self.ring {
+            Ring::Split(ring) => ring.publish(),
+            Ring::Packed(ring) => ring.publish(),
         }
-        call
     }
 
     /// Asks the guest not to kick: we look by ourselves. A hint; kicks may still come.
     #[inline]
     pub fn suppress_kicks(&mut self) {
-        self.ring.suppress_kicks();
+        match &mut self.ring {
+            Ring::Split(ring) => ring.suppress_kicks(),
+            Ring::Packed(ring) => ring.suppress_kicks(),
+        }
     }
 
     /// Asks the guest to kick again. True when something came meanwhile, for which no kick may have been sent.
     #[inline]
     pub fn enable_kicks(&mut self) -> bool {
-        self.ring.enable_kicks()
+        match &mut self.ring {
+            Ring::Split(ring) => ring.enable_kicks(),
+            Ring::Packed(ring) => ring.enable_kicks(),
+        }
     }
 
-    /// The number of the next available entry: what GET_VRING_BASE answers.
-    pub fn next_avail(&self) -> u16 {
-        self.ring.next_avail()
+    /// Where the queue stands: what GET_VRING_BASE answers, and SET_VRING_BASE takes.
+    pub fn base(&self) -> u32 {
+        match &self.ring {
+            Ring::Split(ring) => ring.next_avail().into(),
+            Ring::Packed(ring) => ring.base(),
+        }
     }
 
     /// Goes over to another memory table that holds the ring too.
@@ -168,12 +196,18 @@ impl VirtQueue {
     /// # Errors
     /// [`RingError::Addresses`]; the old table stays in use then.
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
-        self.ring.set_memory(memory)
+        match &mut self.ring {
+            Ring::Split(ring) => ring.set_memory(memory),
+            Ring::Packed(ring) => ring.set_memory(memory),
+        }
     }
 
     /// The memory table in use.
     pub fn memory(&self) -> &Arc<GuestMemory> {
-        self.ring.memory()
+        match &self.ring {
+            Ring::Split(ring) => ring.memory(),
+            Ring::Packed(ring) => ring.memory(),
+        }
     }
 }
 

@@ -5,12 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use blockport_block::iovec;
 use virtio_bindings::bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
 };
 
-use super::{Chain, RingError, RingFeatures, RingLayout};
+use super::chain::{Chain, Head, Table};
+use super::{RingError, RingFeatures, RingLayout};
 use crate::guest_memory::GuestMemory;
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -94,11 +94,12 @@ impl SplitRing {
         memory: Arc<GuestMemory>,
         layout: RingLayout,
         features: RingFeatures,
-        base: u16,
+        base: u32,
     ) -> Result<Self, RingError> {
         if !layout.size.is_power_of_two() {
             return Err(RingError::Addresses);
         }
+        let base = u16::try_from(base).map_err(|_| RingError::Base { base, size: layout.size })?;
         let parts = look_up(&memory, &layout)?;
         let mut ring = Self {
             parts,
@@ -127,10 +128,6 @@ impl SplitRing {
 
     pub(super) fn next_avail(&self) -> u16 {
         self.next_avail
-    }
-
-    pub(super) fn used_idx(&self) -> u16 {
-        self.published
     }
 
     pub(super) fn memory(&self) -> &Arc<GuestMemory> {
@@ -185,9 +182,8 @@ impl SplitRing {
         }
         let slot = usize::from(self.next_avail & self.mask);
         let head = self.avail_u16(ENTRIES + 2 * slot).load(Ordering::Relaxed);
-        chain.head = head;
-        chain.iov.clear();
-        chain.readable = 0;
+        chain.head = head.into();
+        chain.clear();
         self.walk(head, chain)?;
         self.next_avail = self.next_avail.wrapping_add(1);
         self.outstanding += 1;
@@ -241,21 +237,14 @@ impl SplitRing {
         if !self.features.indirect || !whole || count == 0 || count > most {
             return Err(refuse);
         }
-        let copy;
-        let start = match self.memory.guest_to_host(table.addr, u64::from(table.len), 1) {
-            Some(start) => start.cast_const(),
-            None => {
-                copy = self.copy_table(table)?;
-                copy.as_ptr()
-            }
-        };
+        let found = Table::find(&self.memory, table.addr, table.len)?;
         let mut index = 0;
         for _ in 0..count {
-            // SAFETY: `index < count`, and `count` descriptors from `start` on were found in guest memory, or are a copy
-            // of ours; the table may lie at any address, so the read is unaligned (and of bytes that the guest may
+            // SAFETY: `index < count`, and `count` descriptors from the start on were found in guest memory, or are a
+            // copy of ours; the table may lie at any address, so the read is unaligned (and of bytes that the guest may
             // change: each field is checked after this one read).
             let descriptor: Descriptor =
-                unsafe { start.add(index * DESCRIPTOR_BYTES as usize).cast::<Descriptor>().read_unaligned() };
+                unsafe { found.start().add(index * DESCRIPTOR_BYTES as usize).cast::<Descriptor>().read_unaligned() };
             if descriptor.flags & INDIRECT != 0 {
                 return Err(refuse);
             }
@@ -271,39 +260,16 @@ impl SplitRing {
         Err(RingError::Loop)
     }
 
-    /// Copies an indirect table that does not lie in one region: where regions meet, a table may lie across.
-    #[cold]
-    fn copy_table(&self, table: Descriptor) -> Result<Vec<u8>, RingError> {
-        let mut pieces = Vec::new();
-        if !self.memory.push_iovecs(table.addr, table.len, &mut pieces) {
-            return Err(RingError::BufferAddress { addr: table.addr, len: table.len });
-        }
-        let mut copy = vec![0; table.len as usize];
-        iovec::copy_to(&pieces, &mut copy);
-        Ok(copy)
-    }
-
-    /// Adds one descriptor's buffer. One of no length counts as no bytes, wherever it points.
     #[inline(always)]
     fn add(&self, descriptor: Descriptor, writable: &mut bool, chain: &mut Chain) -> Result<(), RingError> {
-        let is_writable = descriptor.flags & WRITE != 0;
-        if *writable && !is_writable {
-            return Err(RingError::ReadAfterWrite);
-        }
-        *writable = is_writable;
-        if !self.memory.push_iovecs(descriptor.addr, descriptor.len, &mut chain.iov) {
-            return Err(RingError::BufferAddress { addr: descriptor.addr, len: descriptor.len });
-        }
-        if !is_writable {
-            chain.readable = chain.iov.len();
-        }
-        Ok(())
+        let Descriptor { addr, len, flags, .. } = descriptor;
+        chain.add(&self.memory, (addr, len, flags & WRITE != 0), writable)
     }
 
     #[inline]
-    pub(super) fn push(&mut self, head: u16, written: u32) {
+    pub(super) fn push(&mut self, head: Head, written: u32) {
         let slot = usize::from(self.next_used & self.mask);
-        let element = UsedElement { id: u32::from(head), len: written };
+        let element = UsedElement { id: u32::from(head.number), len: written };
         // SAFETY: the used ring has `mask + 1` elements, found mapped and aligned to 4.
         unsafe { self.parts.used.add(ENTRIES + 8 * slot).cast::<UsedElement>().write_volatile(element) };
         self.next_used = self.next_used.wrapping_add(1);

@@ -1,5 +1,6 @@
-//! Tests of the split ring: against `virtio_queue` as oracle on what is valid, against a model of the specification on
-//! what is not, and one by one where a rule deserves a name. `virtio_queue` is laxer than virtio 1.3 in these places,
+//! Tests of the rings. The split one: against `virtio_queue` as oracle on what is valid, against a model of the
+//! specification on what is not, and one by one where a rule deserves a name. The packed one: against a driver and a
+//! model written from the specification (`packed_*`). `virtio_queue` is laxer than virtio 1.3 in these places,
 //! each with a test in `oracle.rs` that holds it to that, so that a change there shows here:
 //!
 //! - it ends a chain quietly, with what it had so far, at a descriptor out of range, at a loop, at an indirect table
@@ -15,4 +16,18 @@ mod chains;
 mod hostile;
 mod notifications;
 mod oracle;
+mod packed_chains;
+mod packed_hostile;
+mod packed_random;
 mod random;
+
+use super::{RingFeatures, VirtQueue};
+
+/// The number of the next available entry of a split ring.
+fn next_avail(device: &VirtQueue) -> u16 {
+    u16::try_from(device.base()).expect("the base of a split ring")
+}
+
+fn packed_features(event_idx: bool, indirect: bool) -> RingFeatures {
+    RingFeatures { event_idx, indirect, packed: true }
+}

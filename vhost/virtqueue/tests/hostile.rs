@@ -4,6 +4,7 @@
 
 use proptest::prelude::*;
 
+use super::next_avail;
 use super::oracle::Oracle;
 use crate::testing::cases;
 use crate::testing::guest::{BORDER, BUFFERS, Buffer, Descriptor, Guest, INDIRECT, NEXT, WRITE, joined};
@@ -23,7 +24,7 @@ enum Verdict {
 }
 
 /// Whether all of it is guest memory.
-fn in_memory(guest: &Guest, addr: u64, len: u32) -> bool {
+pub(super) fn in_memory(guest: &Guest, addr: u64, len: u32) -> bool {
     let (mut at, end) = (u128::from(addr), u128::from(addr) + u128::from(len));
     while at < end {
         let region = guest.memory.regions().iter().find(|region| {
@@ -204,17 +205,17 @@ impl Attack {
     }
 
     fn pop(&mut self) {
-        let before = self.device.next_avail();
+        let before = next_avail(&self.device);
         let popped = self.device.pop(&mut self.chain);
         match self.model.judge(&self.guest) {
             Verdict::Nothing => assert_eq!(popped, Ok(false)),
             Verdict::Lie(lies) => {
                 assert!(popped.is_err_and(|error| lies.contains(&error)), "{popped:?}, not {lies:?}");
-                assert_eq!(self.device.next_avail(), before, "nothing is taken");
+                assert_eq!(next_avail(&self.device), before, "nothing is taken");
             }
             Verdict::Chain(head, buffers) => {
                 assert_eq!(popped, Ok(true));
-                assert_eq!(self.chain.head, head);
+                assert_eq!(self.chain.head.number, head);
                 let ours = joined(&self.guest.buffers_of(&self.chain));
                 assert_eq!(ours, joined(&buffers));
                 let most = usize::from(self.guest.size) + usize::from(self.guest.size.max(128));
@@ -241,7 +242,7 @@ impl Attack {
                 Step::Pop => self.pop(),
                 Step::Complete => {
                     if let Some(head) = self.popped.pop() {
-                        self.device.push(head, 1);
+                        self.device.push(head.into(), 1);
                         self.model.outstanding -= 1;
                     }
                     self.device.publish();
@@ -251,7 +252,7 @@ impl Attack {
                 Step::Descriptor(at, descriptor) => self.set_descriptor(*at, *descriptor),
                 Step::TableEntry(at, descriptor) => self.guest.set_descriptor(TABLES, *at, *descriptor),
                 Step::Head(at, head) => self.guest.set_avail(*at, tame(*head, self.guest.size)),
-                Step::AvailIdx(more) => self.guest.set_avail_idx(self.device.next_avail().wrapping_add(*more)),
+                Step::AvailIdx(more) => self.guest.set_avail_idx(next_avail(&self.device).wrapping_add(*more)),
                 Step::Bytes(at, bytes) => {
                     let region = &self.guest.memory.regions()[0];
                     let at = at % region.size;
@@ -277,7 +278,7 @@ proptest! {
         heads in prop::collection::vec(0..16u16, 16),
         steps in prop::collection::vec(step(), 1..60),
     ) {
-        let mut attack = Attack::new(1 << exponent, RingFeatures { event_idx, indirect }, base);
+        let mut attack = Attack::new(1 << exponent, RingFeatures { event_idx, indirect, packed: false }, base);
         let size = attack.guest.size;
         for (at, descriptor) in (0..size).zip(&table) {
             attack.set_descriptor(at, *descriptor);
@@ -296,7 +297,7 @@ proptest! {
         bytes in prop::collection::vec(any::<u8>(), 0x300),
         steps in prop::collection::vec(step(), 1..20),
     ) {
-        let mut attack = Attack::new(1 << exponent, RingFeatures { event_idx: true, indirect: true }, 0);
+        let mut attack = Attack::new(1 << exponent, RingFeatures { event_idx: true, indirect: true, packed: false }, 0);
         let region = &attack.guest.memory.regions()[0];
         let len = bytes.len().min(region.size as usize);
         attack.guest.write(region.guest_addr, &bytes[..len]);
@@ -317,7 +318,7 @@ fn the_longest_chain_costs_no_more_than_its_table() {
         guest.set_descriptor(table, at, Descriptor { addr: BORDER - 1, len: 2, flags: NEXT, next });
     }
     guest.offer(0, &[1]);
-    let mut device = guest.device(RingFeatures { event_idx: false, indirect: true }, 0);
+    let mut device = guest.device(RingFeatures { event_idx: false, indirect: true, packed: false }, 0);
     let mut chain = Chain::default();
     assert_eq!(device.pop(&mut chain), Err(RingError::Loop));
     assert_eq!(chain.iov.len(), 2 * usize::from(entries));

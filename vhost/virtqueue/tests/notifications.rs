@@ -1,11 +1,12 @@
 //! What the used ring shows and when, and who tells whom: publishing, calls and kicks (virtio 1.3 §2.7.7, §2.7.8,
 //! §2.7.10).
 
+use super::next_avail;
 use crate::testing::guest::{BUFFERS, Descriptor, Guest};
 use crate::virtqueue::{Chain, RingFeatures, VirtQueue};
 
-const FLAGS: RingFeatures = RingFeatures { event_idx: false, indirect: false };
-const EVENTS: RingFeatures = RingFeatures { event_idx: true, indirect: false };
+const FLAGS: RingFeatures = RingFeatures { event_idx: false, indirect: false, packed: false };
+const EVENTS: RingFeatures = RingFeatures { event_idx: true, indirect: false, packed: false };
 const SIZE: u16 = 8;
 
 /// A ring whose indices stand at `base`, with all chains offered, and its device, which has published one before.
@@ -41,9 +42,9 @@ fn with_event_indices_the_first_publish_calls_whatever_the_guest_says() {
     for _restart in 0..2 {
         let mut device = guest.device(EVENTS, 0);
         assert!(!device.publish(), "there is nothing to show");
-        device.push(3, 1);
+        device.push(3.into(), 1);
         assert!(device.publish());
-        device.push(3, 1);
+        device.push(3.into(), 1);
         assert!(!device.publish(), "the second is as the guest says");
     }
 }
@@ -53,16 +54,16 @@ fn without_event_indices_the_guest_s_flag_decides_from_the_first_on() {
     let guest = Guest::new(SIZE, 0);
     guest.set_avail_flags(1);
     let mut device = guest.device(FLAGS, 0);
-    device.push(3, 1);
+    device.push(3.into(), 1);
     assert!(!device.publish());
 }
 
 #[test]
 fn nothing_is_shown_before_it_is_published_and_then_all_at_once() {
     let (guest, mut device) = started(FLAGS, 65534);
-    device.push(5, 4097);
-    device.push(2, 0);
-    device.push(7, u32::MAX);
+    device.push(5.into(), 4097);
+    device.push(2.into(), 0);
+    device.push(7.into(), u32::MAX);
     assert_eq!(guest.used_idx(), 65534);
     assert!(device.publish());
     assert_eq!(guest.used_idx(), 1);
@@ -76,7 +77,7 @@ fn a_restarted_ring_goes_on_where_the_guest_s_used_index_stands() {
     let (guest, mut device) = started(FLAGS, 7);
     complete(&mut device, 3);
     device.publish();
-    let mut device = guest.device(FLAGS, device.next_avail());
+    let mut device = guest.device(FLAGS, next_avail(&device));
     complete(&mut device, 1);
     device.publish();
     assert_eq!((guest.used_idx(), guest.used(10)), (11, (3, 1)));
@@ -172,7 +173,7 @@ fn what_came_before_kicks_were_enabled_is_not_lost() {
         device.suppress_kicks();
         complete(&mut device, SIZE);
         assert_eq!(device.pop(&mut Chain::default()), Ok(false));
-        guest.offer(device.next_avail(), &[0]);
+        guest.offer(next_avail(&device), &[0]);
         assert!(device.enable_kicks(), "a chain came after the last look");
         complete(&mut device, 1);
         assert!(!device.enable_kicks());

@@ -130,7 +130,7 @@ fn the_oracle_ignores_no_interrupt_and_knows_no_first_notification() {
     guest.set_avail_flags(1);
     let mut oracle = Oracle::new(&guest, RingFeatures::default(), 0);
     assert!(oracle.queue.needs_notification(guest.memory.vm_memory()).expect("in memory"), "nothing was added");
-    let mut oracle = Oracle::new(&guest, RingFeatures { event_idx: true, indirect: false }, 0);
+    let mut oracle = Oracle::new(&guest, RingFeatures { event_idx: true, indirect: false, packed: false }, 0);
     guest.set_used_event(7);
     oracle.push(0, 0);
     assert!(!oracle.queue.needs_notification(guest.memory.vm_memory()).expect("in memory"));
