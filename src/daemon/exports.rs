@@ -154,6 +154,7 @@ fn start(config: ExportConfig, graph: &Graph, objects: &mut Objects, notifier: N
         logical_block_size: config.logical_block_size,
         serial: config.serial,
         seg_max: config.seg_max,
+        packed: config.packed,
         queue_size_max: config.queue_size_max,
         writethrough: config.writethrough,
     };

@@ -15,7 +15,7 @@ pub const QUEUES_MAX: u16 = 256;
 /// The longest serial, in bytes: what virtio-blk has room for (virtio 1.3, 5.2.6, VIRTIO_BLK_T_GET_ID).
 pub const SERIAL_LENGTH_MAX: usize = 20;
 
-/// The largest split virtqueue (virtio 1.3, 2.7).
+/// The largest virtqueue (virtio 1.3, 2.7 and 2.8).
 pub const QUEUE_SIZE_MAX: u16 = 32768;
 
 /// Data segments of a request: the default fits rings of 128 entries, which front-ends like, with header and status.
@@ -85,6 +85,8 @@ pub struct ExportConfig {
     pub queue_size_max: u16,
     /// Data segments of a request, from 1 to [`SEG_MAX_LIMIT`].
     pub seg_max: u32,
+    /// Whether packed virtqueues are offered, besides split ones.
+    pub packed: bool,
 }
 
 /// The one kind of export.
@@ -129,6 +131,7 @@ impl ExportConfig {
             iothreads: Vec::new(),
             queue_size_max: QUEUE_SIZE_MAX,
             seg_max: SEG_MAX_DEFAULT,
+            packed: true,
         }
     }
 
@@ -179,6 +182,9 @@ impl ExportConfig {
         }
         if let Some(segments) = options.take_u64_in("seg-max", 1..=u64::from(SEG_MAX_LIMIT))? {
             export.seg_max = u32::try_from(segments).unwrap_or(SEG_MAX_LIMIT);
+        }
+        if let Some(packed) = options.take_bool("packed")? {
+            export.packed = packed;
         }
         options.finish()?;
         Ok(export)
@@ -323,14 +329,15 @@ mod tests {
         assert_eq!(export, ExportConfig::new("e", "n", unix("/s")));
         assert_eq!((export.writable, export.num_queues, export.logical_block_size), (false, 1, 512));
         assert_eq!((export.serial.as_str(), export.queue_size_max, export.seg_max), ("e", 32768, 126));
+        assert!(export.packed);
     }
 
     #[test]
     fn everything_set() {
         let text = "id=e,type=vhost-user-blk,node-name=n,addr.type=unix,addr.path=/s,addr.abstract=off,writable=on,\
                     num-queues=256,logical-block-size=4k,writethrough=on,iothreads.0=a,iothreads.1=b,\
-                    fixed-iothread=on,serial=SN-1,queue-size-max=1024,seg-max=254,socket-mode=0660,socket-group=kvm,\
-                    allow-inactive=off";
+                    fixed-iothread=on,serial=SN-1,queue-size-max=1024,seg-max=254,packed=off,socket-mode=0660,\
+                    socket-group=kvm,allow-inactive=off";
         let export = ExportConfig {
             writable: true,
             num_queues: 256,
@@ -340,6 +347,7 @@ mod tests {
             serial: "SN-1".into(),
             queue_size_max: 1024,
             seg_max: 254,
+            packed: false,
             ..ExportConfig::new(
                 "e",
                 "n",

@@ -68,7 +68,7 @@ pub struct StorageDaemonArgs {
     /// addr.type=fd,addr.str=N takes an inherited socket instead, listening or connected. Further options: writable=on
     /// (off), num-queues=1..256 (1), logical-block-size=SIZE (512), writethrough=on (off), iothread=ID or
     /// iothreads.0=ID,iothreads.1=ID..., fixed-iothread, serial=TEXT of at most 20 bytes (the id), queue-size-max=N
-    /// (32768), seg-max=1..1024 (126), socket-mode=OCTAL and socket-group=GROUP (by the umask).
+    /// (32768), seg-max=1..1024 (126), packed=off (on), socket-mode=OCTAL and socket-group=GROUP (by the umask).
     #[arg(long, value_name = "EXPORT")]
     export: Vec<String>,
 
