@@ -21,6 +21,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("vhost/guest_memory.rs", "guest memory is mapped, and its addresses handed out"),
     ("vhost/sigbus.rs", "a signal handler"),
     ("vhost/socket.rs", "an inherited descriptor is taken over"),
+    ("vhost/virtqueue/packed.rs", "ring memory, which the guest writes at any time"),
     ("vhost/virtqueue/split.rs", "ring memory, which the guest writes at any time"),
 ];
 
@@ -28,7 +29,7 @@ const UNSAFE: &[(&str, &str)] = &[
 const LINES_MAX: usize = 500;
 
 /// The files that are longer, and how long they may be: a number that is only ever lowered.
-const LONGER: &[(&str, usize)] = &[("tests/rings.rs", 520), ("vhost/session.rs", 620)];
+const LONGER: &[(&str, usize)] = &[];
 
 /// What may stand at the top of the project.
 const TOP_LEVEL: &[&str] = &[

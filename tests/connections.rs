@@ -243,3 +243,9 @@ fn memory_truncated_under_data(setup: &Setup) {
     backend.device(&Profile::qemu()).queue().works();
     backend.stop();
 }
+
+crate::on_packed_rings! {
+    front_ends_are_served_one_after_another_any_number_of_times,
+    a_front_end_gone_with_requests_in_flight_is_followed_by_the_next,
+    memory_truncated_under_the_rings_fails_the_device_and_not_the_daemon,
+}

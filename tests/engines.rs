@@ -48,7 +48,7 @@ fn serves(backend: &Backend, image: &Image) {
     // A request that no image can answer is answered.
     assert_ne!(queue.request(&Request::read(1 << 40, 512)).status, OK);
     let completed = queue.used_idx();
-    assert_eq!(device.stop_queue(0), completed);
+    assert_eq!(device.stop_queue(0), u32::from(completed));
 }
 
 #[test]

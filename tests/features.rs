@@ -32,7 +32,8 @@ const ALWAYS: u64 = feature::SEG_MAX
     | feature::INDIRECT_DESC
     | feature::EVENT_IDX
     | feature::PROTOCOL_FEATURES
-    | feature::VERSION_1;
+    | feature::VERSION_1
+    | feature::RING_PACKED;
 
 #[test]
 fn a_writable_export_offers_exactly_what_it_serves() {
@@ -65,9 +66,18 @@ fn what_the_device_cannot_keep_is_not_offered() {
 }
 
 #[test]
+fn packed_rings_are_offered_unless_the_export_is_told_not_to() {
+    let backend = Setup::null(1 << 20).export("packed=off").start();
+    assert_eq!(session(&backend).get_features() & feature::RING_PACKED, 0);
+    let mut device = backend.device(&Profile { features: !0, ..Profile::qemu() });
+    assert!(!device.queue().ring.packed);
+    device.queue().works();
+}
+
+#[test]
 fn what_is_not_served_yet_is_not_offered() {
     let offered = session(&Setup::null(1 << 20).start()).get_features();
-    assert_eq!(offered & (feature::RING_PACKED | feature::LOG_ALL), 0);
+    assert_eq!(offered & feature::LOG_ALL, 0);
 }
 
 #[test]
@@ -115,7 +125,7 @@ fn a_reconnect_is_offered_what_the_first_connection_was() {
 fn features_that_were_not_offered_are_refused() {
     let backend = Setup::null(1 << 20).start();
     let mut device = backend.device(&Profile::unstarted());
-    for extra in [feature::RING_PACKED, feature::RING_RESET, feature::SIZE_MAX, 1 << 60] {
+    for extra in [feature::ACCESS_PLATFORM, feature::RING_RESET, feature::SIZE_MAX, 1 << 60] {
         device.session.set_features(device.offered | extra).refused();
     }
     assert!(device.session.alive());

@@ -132,9 +132,10 @@ fn the_write_flag_of_a_reference_to_an_indirect_table_is_ignored() {
         Descriptor { addr: room, len: 513, flags: WRITE, next: 0 },
     ]);
     queue.poke(0, Descriptor { flags: INDIRECT | WRITE, ..reference });
+    let since = queue.mark();
     queue.push_head(0);
     queue.publish();
-    queue.notify(0);
+    queue.notify(since);
     assert_eq!(queue.take().len, 513);
     assert_eq!(queue.memory.read(room + 512, 1), [OK]);
 }
@@ -153,9 +154,10 @@ fn an_indirect_table_need_not_be_in_order() {
         Descriptor { addr: room, len: 512, flags: WRITE | NEXT, next: 1 },
     ]);
     queue.poke(5, reference);
+    let since = queue.mark();
     queue.push_head(5);
     queue.publish();
-    queue.notify(0);
+    queue.notify(since);
     assert_eq!(queue.take().len, 513);
     assert_eq!(queue.memory.read(room + 512, 1), [OK]);
     assert_eq!(queue.memory.read(room, 512), pattern(0, 512));
@@ -247,4 +249,17 @@ fn an_indirect_table_may_hold_more_than_a_small_ring() {
     let answer = device.queue().perform(&Request::read(0, segments * 512), &framing);
     assert_eq!((answer.status, answer.used_len), (OK, segments * 512 + 1));
     assert_eq!(answer.data, pattern(0, segments as usize * 512));
+}
+
+crate::on_packed_rings! {
+    a_header_may_come_byte_by_byte,
+    header_and_data_may_share_a_descriptor,
+    data_and_status_may_share_a_descriptor,
+    data_may_be_cut_anywhere,
+    a_table_may_be_indirect,
+    a_header_may_be_split_in_an_indirect_table,
+    zero_length_descriptors_among_readable_ones_count_as_no_bytes,
+    a_buffer_may_span_two_regions_that_are_neighbours,
+    a_request_may_have_as_many_segments_as_seg_max_says,
+    an_indirect_table_may_hold_more_than_a_small_ring,
 }

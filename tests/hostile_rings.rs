@@ -432,3 +432,10 @@ fn memory_that_changes_while_it_is_read_does_no_harm() {
     device.queues[0].works();
     device.queues[1].works();
 }
+
+crate::on_packed_rings! {
+    a_chain_without_a_header_gets_a_status,
+    a_chain_without_room_for_a_status_is_returned,
+    an_empty_descriptor_may_point_anywhere,
+    more_malformed_requests_than_the_ring_holds_are_all_returned,
+}

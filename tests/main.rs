@@ -1,5 +1,18 @@
 //! Tests of the whole daemon from outside, over its socket. One binary, so that it is linked once.
 
+/// Has tests of a module run once more, with packed rings.
+macro_rules! on_packed_rings {
+    ($($test:ident,)*) => {
+        mod packed {
+            $(#[test]
+            fn $test() {
+                crate::frontend::device::on_packed_rings(super::$test);
+            })*
+        }
+    };
+}
+use on_packed_rings;
+
 mod backend;
 mod frontend;
 mod image;
@@ -20,8 +33,10 @@ mod memory_regions;
 mod monitor;
 mod multiqueue;
 mod notifications;
+mod packed_rings;
 mod profiles;
 mod requests;
+mod ring_descriptors;
 mod rings;
 mod situations;
 mod throttle;

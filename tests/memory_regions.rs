@@ -321,3 +321,9 @@ fn memory_is_not_held_after_the_front_end_is_gone() {
     backend.device(&Profile::unstarted());
     assert!(!maps().contains("guest-memory"), "guest memory is still mapped");
 }
+
+crate::on_packed_rings! {
+    a_new_table_on_running_rings_is_used,
+    memory_added_and_removed_under_load_disturbs_no_request,
+    the_region_of_a_running_ring_removed_harms_nobody_else,
+}

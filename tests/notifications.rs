@@ -192,3 +192,12 @@ fn an_idle_device_burns_no_cpu() {
     let burnt = backend.cpu_ticks() - before;
     assert!(burnt <= 2, "{burnt} ticks in an idle second");
 }
+
+crate::on_packed_rings! {
+    completions_are_called_without_event_idx,
+    no_interrupt_suppresses_calls_without_event_idx,
+    a_batch_makes_fewer_calls_than_completions,
+    kicks_may_be_left_out_where_the_device_says_so_and_none_is_missed,
+    a_device_that_sleeps_wants_kicks,
+    an_idle_device_burns_no_cpu,
+}

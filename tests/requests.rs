@@ -402,3 +402,13 @@ fn the_tail_of_a_size_that_is_no_multiple_of_512_reads_as_zeroes() {
     expected.resize(1024, 0);
     assert_eq!(device.queue().read(0, 1024), expected);
 }
+
+crate::on_packed_rings! {
+    a_read_returns_the_data_and_counts_it_and_the_status,
+    a_write_reaches_the_image_and_nothing_beside_it,
+    a_read_straddling_the_end_fails_whole,
+    a_flush_is_ok,
+    get_id_is_the_export_s_serial_padded_with_zeroes,
+    several_segments_are_all_discarded_or_zeroed,
+    an_unknown_request_is_unsupported,
+}

@@ -8,17 +8,17 @@ use crate::frontend::blk::{Framing, NO_STATUS, OK, Request, Ticket, feature};
 use crate::frontend::device::{Device, MemoryBy, Profile};
 use crate::frontend::queue::Queue;
 use crate::frontend::session::VringAddresses;
-use crate::frontend::wait::{self, DEADLINE};
+use crate::frontend::wait::DEADLINE;
 
 /// Long enough that a request is still in flight after some messages, short enough to wait for.
 const LATENCY: Duration = Duration::from_millis(300);
 
-fn null() -> Setup {
+pub(crate) fn null() -> Setup {
     Setup::null(1 << 20)
 }
 
 /// Two queues of which only the second runs; the first is set up but has neither kick nor enable.
-fn half_started() -> (Device, crate::backend::Backend) {
+pub(crate) fn half_started() -> (Device, crate::backend::Backend) {
     let backend = null().export("num-queues=2").start();
     let mut device = backend.device(&Profile { starts: false, ..Profile::queues(2) });
     device.announce(MemoryBy::Table);
@@ -39,11 +39,11 @@ fn pops_nothing(device: &mut Device) {
         device.queues[1].works();
         device.settle();
     }
-    assert_eq!(device.queues[0].used_idx(), device.queues[0].next_used(), "a request was completed");
+    assert!(!device.queues[0].has_completion(), "a request was completed");
 }
 
 #[track_caller]
-fn all_ok(queue: &mut Queue, tickets: &[Ticket]) {
+pub(crate) fn all_ok(queue: &mut Queue, tickets: &[Ticket]) {
     for answer in queue.finish(tickets) {
         assert_eq!((answer.status, answer.used_len), (OK, 513));
     }
@@ -128,7 +128,7 @@ fn what_was_popped_before_disable_is_completed_and_called() {
     let tickets = start_reads(device.queue(), 4);
     device.queue().wait_popped();
     device.enable(0, false);
-    assert_eq!(device.queue().used_idx(), 0, "the requests are in flight");
+    assert!(!device.queue().has_completion(), "the requests are in flight");
     all_ok(device.queue(), &tickets);
 }
 
@@ -139,9 +139,8 @@ fn get_vring_base_finishes_every_request_before_it_answers() {
     let tickets = start_reads(device.queue(), 20);
     device.queue().wait_popped();
     let base = device.stop_queue(0);
-    assert_eq!(device.queue().used_idx(), 20, "completed when the answer came");
-    assert_eq!(base, 20);
-    all_ok(device.queue(), &tickets);
+    assert!(device.queue().finish_at_once(&tickets).iter().all(|answer| answer.status == OK));
+    assert_eq!(base, device.queue().base());
 }
 
 #[test]
@@ -151,7 +150,7 @@ fn get_vring_base_drains_only_its_own_queue() {
     device.queues[0].works();
     let tickets = start_reads(&mut device.queues[1], 3);
     device.queues[1].wait_popped();
-    assert_eq!(device.stop_queue(0), 1);
+    assert_eq!(device.stop_queue(0), device.queue().base());
     all_ok(&mut device.queues[1], &tickets);
 }
 
@@ -160,10 +159,10 @@ fn get_vring_base_tells_what_was_not_popped() {
     let (mut device, _backend) = half_started();
     device.set_kick(0);
     let tickets = start_reads(&mut device.queues[0], 3);
-    assert_eq!(device.session.get_vring_base(0), 0, "nothing was popped while disabled");
+    assert_eq!(device.session.get_vring_base(0), device.queue().base(), "nothing was popped while disabled");
     device.start_queue(0);
     all_ok(&mut device.queues[0], &tickets);
-    assert_eq!(device.stop_queue(0), 3);
+    assert_eq!(device.stop_queue(0), device.queue().base());
 }
 
 #[test]
@@ -204,7 +203,7 @@ fn a_stopped_ring_ignores_kicks_and_serves_after_a_restart() {
     let backend = null().export("num-queues=2").start();
     let mut device = backend.device(&Profile::queues(2));
     device.queues[0].works();
-    assert_eq!(device.stop_queue(0), 1);
+    assert_eq!(device.stop_queue(0), device.queue().base());
     let tickets = start_reads(&mut device.queues[0], 3);
     pops_nothing(&mut device);
     device.start_queue(0);
@@ -223,7 +222,7 @@ fn a_ring_goes_on_from_any_base() {
         for _ in 0..4 {
             device.queue().works();
         }
-        assert_eq!(device.stop_queue(0), base.wrapping_add(4));
+        assert_eq!(device.stop_queue(0), u32::from(base.wrapping_add(4)));
         device.start_queue(0);
     }
 }
@@ -232,18 +231,17 @@ fn a_ring_goes_on_from_any_base() {
 fn a_stop_and_continue_in_the_midst_of_requests_loses_none() {
     let backend = null().start();
     let mut device = backend.device(&Profile::qemu());
-    for round in 0..50u16 {
+    for _ in 0..50 {
         let tickets = start_reads(device.queue(), 20);
         let base = device.stop_queue(0);
-        assert_eq!(base, device.queue().used_idx(), "what was popped is completed");
+        assert!(device.queue().is_drained(base), "what was popped is completed");
         device.session.set_vring_num(0, 128).accepted();
-        device.session.set_vring_base(0, u32::from(base)).accepted();
+        device.session.set_vring_base(0, base).accepted();
         device.session.set_vring_addr(0, &device.addresses(0)).accepted();
         device.session.set_vring_call(0, Some(device.queues[0].call.as_fd())).accepted();
         device.set_kick(0);
         device.enable(0, true);
         all_ok(device.queue(), &tickets);
-        assert_eq!(device.queue().next_used(), 20 * (round + 1));
         let free = device.queue().arena.mark();
         device.queue().arena.release(&free);
     }
@@ -256,7 +254,7 @@ fn the_index_of_a_ring_wraps() {
     let queue = device.queue();
     let free = queue.arena.mark();
     for _ in 0..(70_000 / 80) {
-        let since = queue.next_avail();
+        let since = queue.mark();
         let tickets: Vec<Ticket> =
             (0..80).map(|_| queue.prepare(&Request::read(0, 512), &Framing::default())).collect();
         queue.notify(since);
@@ -320,91 +318,6 @@ fn ring_addresses_outside_the_memory_are_refused() {
 }
 
 #[test]
-fn a_call_descriptor_is_swapped_on_a_running_ring_and_signalled_once() {
-    let backend = null().start();
-    let mut device = backend.device(&Profile::qemu());
-    device.queue().works();
-    let new = wait::Event::new();
-    device.session.set_vring_call(0, Some(new.as_fd())).accepted();
-    let signals = new.wait(DEADLINE);
-    device.settle();
-    assert_eq!(signals + new.take(), 1, "the new descriptor is signalled once");
-    let old = std::mem::replace(&mut device.queue().call, new);
-    old.take();
-    device.queue().works();
-    assert_eq!(old.take(), 0, "the old descriptor is signalled no more");
-}
-
-#[test]
-fn a_call_descriptor_changed_under_load_loses_no_call() {
-    let backend = null().start();
-    let mut device = backend.device(&Profile::qemu());
-    for _ in 0..200 {
-        let ticket = device.queue().start(&Request::read(0, 512), &Framing::default());
-        device.queue().ask_for_call();
-        let new = wait::Event::new();
-        device.session.set_vring_call(0, Some(new.as_fd())).accepted();
-        device.queue().call = new;
-        all_ok(device.queue(), &[ticket]);
-    }
-}
-
-#[test]
-fn a_kick_descriptor_is_swapped_on_a_running_ring() {
-    let backend = null().start();
-    let mut device = backend.device(&Profile::qemu());
-    device.queue().works();
-    for _ in 0..50 {
-        device.queue().kick = wait::Event::new();
-        device.set_kick(0);
-        device.queue().works();
-        device.queue().works();
-    }
-}
-
-#[test]
-fn a_ring_without_a_call_descriptor_is_served_without_calls() {
-    let backend = null().start();
-    let mut device = backend.device(&Profile::qemu());
-    device.session.set_vring_call(0, None).accepted();
-    device.queue().polling = true;
-    device.queue().call.take();
-    for _ in 0..20 {
-        device.queue().works();
-    }
-    assert_eq!(device.queue().call.take(), 0, "the descriptor is given up");
-}
-
-#[test]
-fn a_ring_without_an_error_descriptor_is_served() {
-    let backend = null().start();
-    let mut device = backend.device(&Profile::qemu());
-    device.session.set_vring_err(0, None).accepted();
-    device.queue().works();
-}
-
-#[test]
-fn a_ring_without_a_kick_descriptor_is_polled() {
-    let (mut device, _backend) = half_started();
-    device.session.set_vring_kick(0, None).accepted();
-    device.enable(0, true);
-    for _ in 0..20 {
-        device.queues[0].works();
-    }
-}
-
-#[test]
-fn descriptors_may_come_before_set_features() {
-    let backend = null().start();
-    let mut device = backend.device(&Profile::unstarted());
-    device.session.set_vring_call(0, Some(device.queues[0].call.as_fd())).accepted();
-    device.session.set_vring_err(0, Some(device.queues[0].err.as_fd())).accepted();
-    device.announce(MemoryBy::Table);
-    device.start_queue(0);
-    device.queue().works();
-}
-
-#[test]
 fn set_features_with_the_same_bits_leaves_running_rings_alone() {
     let backend = Setup::slow(Duration::from_millis(50)).start();
     let mut device = backend.device(&Profile::qemu());
@@ -450,12 +363,13 @@ fn reset_device_stops_rings_and_keeps_the_memory_and_the_agreement() {
     let ticket = device.queues[0].start(&Request::read(0, 512), &Framing::default());
     device.queues[0].kick.signal();
     device.settle();
-    assert_eq!(device.queues[0].used_idx(), 0, "the ring is stopped");
+    assert!(!device.queues[0].has_completion(), "the ring is stopped");
     // No SET_MEM_TABLE, no SET_PROTOCOL_FEATURES, no call, no error descriptor: they are still there.
     let features = device.session.features;
     device.session.set_features(features).accepted();
     device.session.set_vring_num(0, 128).accepted();
-    device.session.set_vring_base(0, 0).accepted();
+    let base = device.queues[0].base();
+    device.session.set_vring_base(0, base).accepted();
     device.session.set_vring_addr(0, &device.addresses(0)).accepted();
     device.set_kick(0);
     device.enable(0, true);
@@ -493,7 +407,7 @@ fn messages_are_answered_while_requests_are_in_flight() {
     let tickets = start_reads(device.queue(), 4);
     device.queue().wait_popped();
     device.read_config();
-    assert_eq!(device.queue().used_idx(), 0, "the requests are in flight");
+    assert!(!device.queue().has_completion(), "the requests are in flight");
     all_ok(device.queue(), &tickets);
 }
 
@@ -511,4 +425,25 @@ fn status_bytes_are_written_before_their_completion_is_seen() {
         }
         device.queue().arena.release(&free);
     }
+}
+
+crate::on_packed_rings! {
+    a_ring_starts_disabled_and_pops_nothing_until_it_is_enabled,
+    a_kick_that_came_before_enable_is_not_lost,
+    a_request_that_waits_in_the_ring_is_served_at_the_start_without_a_kick,
+    every_start_makes_an_unconditional_call,
+    a_disabled_ring_pops_nothing_and_goes_on_when_it_is_enabled_again,
+    what_was_popped_before_disable_is_completed_and_called,
+    get_vring_base_finishes_every_request_before_it_answers,
+    get_vring_base_drains_only_its_own_queue,
+    get_vring_base_tells_what_was_not_popped,
+    a_stopped_ring_s_memory_is_not_touched,
+    a_stopped_ring_ignores_kicks_and_serves_after_a_restart,
+    a_stop_and_continue_in_the_midst_of_requests_loses_none,
+    the_index_of_a_ring_wraps,
+    any_power_of_two_up_to_32768_is_a_ring_size,
+    set_features_with_the_same_bits_leaves_running_rings_alone,
+    set_vring_addr_with_the_same_addresses_leaves_a_running_ring_alone,
+    reset_device_stops_rings_and_keeps_the_memory_and_the_agreement,
+    status_bytes_are_written_before_their_completion_is_seen,
 }

@@ -13,7 +13,7 @@ fn stop_rings(device: &Device) {
         device.enable(queue, false);
     }
     for (index, queue) in device.queues.iter().enumerate() {
-        assert_eq!(device.session.get_vring_base(index as u32), queue.used_idx(), "queue {index}");
+        assert!(queue.is_drained(device.session.get_vring_base(index as u32)), "queue {index}");
     }
 }
 
@@ -166,9 +166,18 @@ fn the_rings_move_between_two_boots() {
         device.stop_queue(0);
         let queue = device.queue();
         let size = if queue.ring.size == 64 { 256 } else { 64 };
-        queue.ring = crate::frontend::queue::RingLayout::cut(&mut queue.arena, size);
+        queue.ring = crate::frontend::queue::RingLayout::cut(&mut queue.arena, size, queue.ring.packed);
         queue.reset();
         device.start_queue(0);
     }
     device.queue().works();
+}
+
+crate::on_packed_rings! {
+    stop_and_continue,
+    guest_reboot,
+    guest_reboot_without_a_stop,
+    suspend_and_resume,
+    a_ring_smaller_than_seg_max_asks,
+    the_rings_move_between_two_boots,
 }

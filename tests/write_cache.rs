@@ -62,7 +62,7 @@ fn the_firmware_s_lack_of_features_does_not_stick_to_the_kernel_after_it() {
     device.queue().works();
     device.stop_queue(0);
     device.session.reset_device().accepted();
-    device.session.features = device.offered;
+    device.session.features |= feature::FLUSH | feature::CONFIG_WCE;
     device.queue().reset();
     device.announce(crate::frontend::device::MemoryBy::Table);
     device.start_queue(0);

@@ -1,15 +1,15 @@
-//! The session with one front-end: every state that vhost-user negotiates, and what each message does to it. It never
-//! touches a ring itself: starting, stopping and changing one is asked of the queue's iothread, with an answer.
+//! The session with one front-end: what each message does to the state that vhost-user negotiates. It never touches a
+//! ring itself: starting, stopping and changing one is asked of the queue's iothread (`session/rings.rs`).
+
+mod rings;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blockport_block::aio::{AioContext, Answer};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight, VhostUserLog,
@@ -17,65 +17,21 @@ use vhost::vhost_user::message::{
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
-use virtio_bindings::bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
-use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use crate::config_space::{self, F_PROTOCOL_FEATURES, bit};
 use crate::export::ExportState;
 use crate::extra_messages;
 use crate::guest_memory::{GuestMemory, MemoryRegion, REGIONS_MAX};
 use crate::notifier::{can_be_polled, take_notifier};
-use crate::queue::{Notifiers, Queue, QueueSetup};
-use crate::virtqueue::{RingError, RingFeatures, RingLayout, VirtQueue};
+use crate::virtqueue::{RingError, VirtQueue};
+use rings::{Addresses, SessionState, Vring};
 
 /// VHOST_F_LOG_ALL: changes with the migration, not with the rings.
 const F_LOG_ALL: u32 = 26;
 
 /// Why a guest driver without VIRTIO_F_VERSION_1 is refused.
 const LEGACY: &str = "VIRTIO_F_VERSION_1 is not accepted, and devices older than virtio 1.0 are not offered";
-
-/// All that was negotiated with one front-end. Plain data: what a later process would need to go on with it.
-#[derive(Default)]
-pub(crate) struct SessionState {
-    /// As acknowledged; 0 until then.
-    features: u64,
-    protocol_features: u64,
-    memory: Arc<GuestMemory>,
-    vrings: Vec<Vring>,
-}
-
-/// What is known of one ring, started or not. Addresses are the front-end's own.
-#[derive(Default)]
-struct Vring {
-    size: u16,
-    addresses: Option<Addresses>,
-    /// As SET_VRING_BASE has it for the ring's layout. `None`: the front-end has not said; a split ring's own used index
-    /// tells then, and a packed ring is a new one.
-    base: Option<u32>,
-    kick: Option<Arc<OwnedFd>>,
-    call: Option<Arc<OwnedFd>>,
-    error: Option<Arc<OwnedFd>>,
-    enabled: bool,
-    started: bool,
-}
-
-#[derive(Clone, Copy)]
-struct Addresses {
-    desc: u64,
-    avail: u64,
-    used: u64,
-}
-
-impl SessionState {
-    fn ring_features(&self) -> RingFeatures {
-        let has = |feature| self.features & bit(feature) != 0;
-        RingFeatures {
-            event_idx: has(VIRTIO_RING_F_EVENT_IDX),
-            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
-            packed: has(VIRTIO_F_RING_PACKED),
-        }
-    }
-}
 
 /// A session: its state and the export it is with.
 pub(crate) struct Session {
@@ -170,121 +126,10 @@ impl Session {
         }
     }
 
-    /// Starts a ring on its iothread.
-    fn start(&self, state: &mut SessionState, index: usize) -> Result<()> {
-        if state.features & bit(VIRTIO_F_VERSION_1) == 0 {
-            return Err(refuse(LEGACY));
-        }
-        let features = state.ring_features();
-        let memory = state.memory.clone();
-        let vring = &mut state.vrings[index];
-        let Some(addresses) = vring.addresses else {
-            return Err(refuse("the ring was started before its addresses were set"));
-        };
-        let layout = self.layout(vring.size, addresses);
-        let mut ring = VirtQueue::new(memory, layout, features, vring.base.unwrap_or(0)).map_err(refuse)?;
-        if vring.base.is_none() {
-            // Dragonball sends no SET_VRING_BASE when it reconnects: what is used need not be done again.
-            ring.resume_at_used();
-        }
-        let setup = QueueSetup {
-            name: format!("{}, queue {index}", self.export.name()),
-            ring,
-            device: self.export.device.clone(),
-            kick: vring.kick.clone(),
-            notifiers: Notifiers { call: vring.call.clone(), error: vring.error.clone() },
-            enabled: vring.enabled,
-        };
-        let (number, backend) = (self.export.queue_number(index), self.export.backend.clone());
-        let started =
-            self.export.remote(index).call(move |context, answer: Answer<std::result::Result<(), String>>| {
-                let channel = match backend.channel(context) {
-                    Ok(channel) => channel,
-                    Err(error) => return answer.give(Err(error.to_string())),
-                };
-                let queue = Queue::start(setup, context, channel);
-                let weak: std::rc::Weak<Queue> = Rc::downgrade(&queue);
-                context.set_local(number, weak);
-                answer.give(Ok(()));
-            });
-        started.unwrap_or_else(|| Err("its iothread has ended".into())).map_err(refuse)?;
-        vring.started = true;
-        Ok(())
-    }
-
-    fn layout(&self, size: u16, addresses: Addresses) -> RingLayout {
-        let Addresses { desc, avail, used } = addresses;
-        // A request has at most seg_max buffers, a header and a status.
-        let indirect_max = u16::try_from(self.export.settings.seg_max + 2).unwrap_or(u16::MAX);
-        RingLayout { size, desc, avail, used, indirect_max }
-    }
-
-    /// Stops a ring on its iothread, if it is started, and keeps where it stopped.
-    fn stop(&self, state: &mut SessionState, index: usize) -> Stopped {
-        let vring = &mut state.vrings[index];
-        if !std::mem::replace(&mut vring.started, false) {
-            return Stopped { base: vring.base.unwrap_or(0), in_flight: 0 };
-        }
-        let _hurry = self.export.backend.hurry();
-        let stopped = self.on_queue(index, |context, queue, answer: Answer<Stopped>| {
-            let in_flight = queue.in_flight();
-            context.spawn(async move {
-                let base = queue.stop().await;
-                answer.give(Stopped { base, in_flight });
-            });
-        });
-        let stopped = stopped.unwrap_or(Stopped { base: vring.base.unwrap_or(0), in_flight: 0 });
-        vring.base = Some(stopped.base);
-        stopped
-    }
-
-    /// Runs `run` with a started queue on its iothread and waits for the answer; `None` when the queue is not there.
-    fn on_queue<T: Send + 'static>(
-        &self,
-        index: usize,
-        run: impl FnOnce(&AioContext, Rc<Queue>, Answer<T>) + Send + 'static,
-    ) -> Option<T> {
-        let number = self.export.queue_number(index);
-        self.export.remote(index).call(move |context, answer| {
-            if let Some(queue) = context.local::<Queue>(number) {
-                run(context, queue, answer);
-            }
-        })
-    }
-
-    /// Goes over to another memory table: rings first finish what uses a region that goes away.
-    fn change_memory(&self, state: &mut SessionState, memory: GuestMemory, loses_regions: bool) {
-        let memory = Arc::new(memory);
-        state.memory = memory.clone();
-        let _hurry = loses_regions.then(|| self.export.backend.hurry());
-        for index in 0..state.vrings.len() {
-            if !state.vrings[index].started {
-                continue;
-            }
-            let memory = memory.clone();
-            self.on_queue(index, move |context, queue, answer| {
-                context.spawn(async move {
-                    if loses_regions {
-                        queue.pause().await;
-                    }
-                    queue.set_memory(memory);
-                    queue.resume();
-                    answer.give(());
-                });
-            });
-        }
-    }
-
     /// The write cache that the guest driver gets by what it negotiated (§5.2.5, and the spec's section 4).
     fn apply_write_cache(&self, features: u64) {
         self.export.write_cache.negotiated(features, &self.export.backend);
     }
-}
-
-/// Where a ring stopped, and how many requests it had in flight then.
-struct Stopped {
-    base: u32,
-    in_flight: usize,
 }
 
 fn map_single(region: &VhostUserSingleMemoryRegion, file: File) -> Result<MemoryRegion> {

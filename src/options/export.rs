@@ -109,6 +109,7 @@ pub const EXPORT_OPTIONS: &[OptionRow] = &[
     optional("serial", OptionKind::Text),
     optional("queue-size-max", OptionKind::Number),
     optional("seg-max", OptionKind::Number),
+    optional("packed", OptionKind::Flag),
     optional("socket-mode", OptionKind::Text),
     optional("socket-group", OptionKind::Text),
 ];

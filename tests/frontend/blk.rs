@@ -270,7 +270,7 @@ impl Queue {
     /// Starts a request: prepares it and tells the device.
     #[track_caller]
     pub fn start(&mut self, request: &Request, framing: &Framing) -> Ticket {
-        let since = self.next_avail();
+        let since = self.mark();
         let ticket = self.prepare(request, framing);
         self.notify(since);
         ticket
@@ -307,9 +307,20 @@ impl Queue {
     /// Waits for all of some requests, in whatever order they complete.
     #[track_caller]
     pub fn finish(&mut self, tickets: &[Ticket]) -> Vec<Answer> {
+        self.finish_by(tickets, Self::take)
+    }
+
+    /// The answers of requests all of which must be complete.
+    #[track_caller]
+    pub fn finish_at_once(&mut self, tickets: &[Ticket]) -> Vec<Answer> {
+        self.finish_by(tickets, |queue| queue.try_take().expect("completed already"))
+    }
+
+    #[track_caller]
+    fn finish_by(&mut self, tickets: &[Ticket], mut take: impl FnMut(&mut Self) -> Used) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = vec![None; tickets.len()];
         for _ in tickets {
-            let used = self.take();
+            let used = take(self);
             let at = tickets.iter().position(|ticket| u32::from(ticket.head) == used.id);
             let at = at.unwrap_or_else(|| panic!("{used:?} is of no request"));
             assert!(answers[at].is_none(), "{used:?} came twice");

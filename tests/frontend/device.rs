@@ -1,5 +1,6 @@
 //! A whole front-end: a session, guest memory and queues, brought up in the order that real front-ends use.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,12 +38,23 @@ pub struct Profile {
     pub starts: bool,
 }
 
+thread_local! {
+    static PACKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a test once more, with packed rings where it asks for none in particular.
+pub fn on_packed_rings(test: fn()) {
+    PACKED.set(true);
+    test();
+}
+
 impl Profile {
-    /// QEMU: everything offered in protocol bits 0 to 19, memory as a table.
+    /// QEMU: everything offered in protocol bits 0 to 19, memory as a table; packed rings in [`on_packed_rings`] only.
     pub fn qemu() -> Self {
+        let unwanted = if PACKED.get() { 0 } else { feature::RING_PACKED };
         Self {
             protocol_features: (1 << 20) - 1,
-            features: !(feature::NOTIFY_ON_EMPTY | feature::LOG_ALL | feature::RING_PACKED),
+            features: !(feature::NOTIFY_ON_EMPTY | feature::LOG_ALL | unwanted),
             queues: 1,
             queue_size: 128,
             memory_by: MemoryBy::Table,
@@ -146,8 +158,7 @@ impl Device {
         }
         session.set_owner().accepted();
         let memory = Arc::new(GuestMemory::new(&profile.placements));
-        let event_idx = features & feature::EVENT_IDX != 0;
-        let queues = lay_out(&memory, profile.queues, profile.queue_size, event_idx);
+        let queues = lay_out(&memory, profile.queues, profile.queue_size, features);
         let config = profile.reads_config.then(|| Config(session.get_config(0, CONFIG_SIZE)));
         let mut device = Self { session, memory, queues, offered, config, _backend_channel: backend_channel };
         device.session.features = features;
@@ -197,7 +208,7 @@ impl Device {
         let ring = &self.queues[queue];
         let index = queue as u32;
         self.session.set_vring_num(index, u32::from(ring.ring.size)).accepted();
-        self.session.set_vring_base(index, u32::from(ring.next_used())).accepted();
+        self.session.set_vring_base(index, ring.base()).accepted();
         self.session.set_vring_addr(index, &self.addresses(queue)).accepted();
         self.session.set_vring_call(u64::from(index), (!ring.polling).then(|| ring.call.as_fd())).accepted();
         self.session.set_vring_err(u64::from(index), Some(ring.err.as_fd())).accepted();
@@ -223,9 +234,9 @@ impl Device {
         self.enable(queue, true);
     }
 
-    /// Stops a ring as QEMU does; returns the next available index.
+    /// Stops a ring as QEMU does; returns where it stands.
     #[track_caller]
-    pub fn stop_queue(&self, queue: usize) -> u16 {
+    pub fn stop_queue(&self, queue: usize) -> u32 {
         self.enable(queue, false);
         self.session.get_vring_base(queue as u32)
     }
@@ -267,19 +278,20 @@ impl Device {
 }
 
 /// Rings in the first region, turn and turn about with the others; the rest of the others is shared out for buffers.
-pub fn lay_out(memory: &Arc<GuestMemory>, queues: u16, queue_size: u16, event_idx: bool) -> Vec<Queue> {
+pub fn lay_out(memory: &Arc<GuestMemory>, queues: u16, queue_size: u16, features: u64) -> Vec<Queue> {
+    let has = |feature| features & feature != 0;
     let spaces: Vec<Placement> = memory.regions().iter().map(|region| region.placement).collect();
     let eighth = |space: &Placement| space.size / 8;
     let mut rings = Arena::new(spaces.iter().map(|space| (space.guest, eighth(space))).collect());
     (0..queues)
         .map(|index| {
-            let ring = RingLayout::cut(&mut rings, queue_size);
+            let ring = RingLayout::cut(&mut rings, queue_size, has(feature::RING_PACKED));
             let share = |space: &Placement| (space.size - eighth(space)) / u64::from(queues);
             let ranges = spaces
                 .iter()
                 .map(|space| (space.guest + eighth(space) + share(space) * u64::from(index), share(space)))
                 .collect();
-            Queue::new(index, ring, Arc::clone(memory), Arena::new(ranges), event_idx)
+            Queue::new(index, ring, Arc::clone(memory), Arena::new(ranges), has(feature::EVENT_IDX))
         })
         .collect()
 }

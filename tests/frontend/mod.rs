@@ -8,6 +8,7 @@ pub mod arena;
 pub mod blk;
 pub mod device;
 pub mod memory;
+pub mod packed;
 pub mod queue;
 pub mod session;
 pub mod wait;

@@ -1,4 +1,5 @@
-//! The driver side of a split virtqueue (virtio 1.3, 2.7) in guest memory, with the freedom to write anything into it.
+//! The driver side of a virtqueue in guest memory: a split one (virtio 1.3, 2.7), with the freedom to write anything into
+//! it, or a packed one (`packed.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -6,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::arena::Arena;
 use super::memory::GuestMemory;
+use super::packed::{Packed, Place};
 use super::wait::{self, DEADLINE, Event};
 
 pub const NEXT: u16 = 1;
@@ -34,6 +36,11 @@ impl Descriptor {
         bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
         bytes[14..16].copy_from_slice(&self.next.to_le_bytes());
         bytes
+    }
+
+    /// As in a packed ring and its tables: without a link, with a buffer id.
+    pub fn to_packed_bytes(self, id: u16) -> [u8; 16] {
+        Self { flags: id, next: self.flags, ..self }.to_bytes()
     }
 }
 
@@ -64,9 +71,11 @@ pub struct Used {
     pub len: u32,
 }
 
-/// Where the three parts of a ring lie, guest-physical.
+/// Where the three parts of a ring lie, guest-physical. Of a packed one, `avail` is the driver event suppression
+/// structure and `used` the device's.
 #[derive(Debug, Clone, Copy)]
 pub struct RingLayout {
+    pub packed: bool,
     pub size: u16,
     pub descriptors: u64,
     pub avail: u64,
@@ -75,13 +84,15 @@ pub struct RingLayout {
 
 impl RingLayout {
     /// Room for a ring of `size`, its parts wherever the arena puts them.
-    pub fn cut(arena: &mut Arena, size: u16) -> Self {
+    pub fn cut(arena: &mut Arena, size: u16, packed: bool) -> Self {
         let entries = u64::from(size);
+        let (avail, used) = if packed { (4, 4) } else { (6 + 2 * entries, 6 + 8 * entries) };
         Self {
+            packed,
             size,
             descriptors: arena.cut(Descriptor::SIZE * entries, 16, 0),
-            avail: arena.cut(6 + 2 * entries, 2, 0),
-            used: arena.cut(6 + 8 * entries, 4, 0),
+            avail: arena.cut(avail, if packed { 4 } else { 2 }, 0),
+            used: arena.cut(used, 4, 0),
         }
     }
 }
@@ -99,6 +110,8 @@ pub struct Queue {
     pub event_idx: bool,
     /// Nobody calls: completions are found by looking.
     pub polling: bool,
+    /// Of a packed ring; the fields after it are of a split one.
+    packed: Option<Packed>,
     free: Vec<u16>,
     chains: Vec<Vec<u16>>,
     next_avail: u16,
@@ -117,6 +130,7 @@ impl Queue {
             err: Event::new(),
             event_idx,
             polling: false,
+            packed: None,
             free: Vec::new(),
             chains: Vec::new(),
             next_avail: 0,
@@ -128,11 +142,12 @@ impl Queue {
 
     /// Empties the ring, as a guest driver does before it starts a queue.
     pub fn reset(&mut self) {
-        let RingLayout { size, descriptors, avail, used } = self.ring;
+        let RingLayout { packed, size, descriptors, avail, used } = self.ring;
         let entries = usize::from(size);
         self.memory.write(descriptors, &vec![0; 16 * entries]);
-        self.memory.write(avail, &vec![0; 6 + 2 * entries]);
-        self.memory.write(used, &vec![0; 6 + 8 * entries]);
+        self.memory.write(avail, &vec![0; if packed { 4 } else { 6 + 2 * entries }]);
+        self.memory.write(used, &vec![0; if packed { 4 } else { 6 + 8 * entries }]);
+        self.packed = packed.then(|| Packed::new(size));
         // Not in table order, so that a chain is no run of neighbours.
         self.free = (0..size).step_by(2).chain((1..size).step_by(2)).collect();
         self.chains = vec![Vec::new(); entries];
@@ -143,7 +158,7 @@ impl Queue {
         self.err.take();
     }
 
-    // The ring, raw.
+    // A split ring, raw.
 
     /// Writes a descriptor into the ring's table.
     pub fn poke(&self, at: u16, descriptor: Descriptor) {
@@ -171,6 +186,9 @@ impl Queue {
     }
 
     pub fn suppress_calls(&self, suppress: bool) {
+        if self.ring.packed {
+            return Packed::suppress_calls(&self.memory, &self.ring, suppress);
+        }
         self.set_avail_flags(if suppress { AVAIL_F_NO_INTERRUPT } else { 0 });
     }
 
@@ -206,7 +224,7 @@ impl Queue {
         self.next_used
     }
 
-    /// Carries on from where a device that had the ring before stopped.
+    /// Carries on a split ring from where a device that had it before stopped.
     pub fn set_position(&mut self, idx: u16) {
         self.next_avail = idx;
         self.next_used = idx;
@@ -215,7 +233,36 @@ impl Queue {
         self.memory.store_u16(self.avail_event_address(), idx);
     }
 
-    // The ring, well-formed.
+    // The ring, well-formed, of either layout.
+
+    /// Where the driver stands, as SET_VRING_BASE has it when nothing is in flight.
+    pub fn base(&self) -> u32 {
+        match &self.packed {
+            None => self.next_used.into(),
+            Some(packed) => u32::from(packed.used.bits()) * 0x1_0001,
+        }
+    }
+
+    /// Whether a device that stopped at this base has completed everything that it popped.
+    pub fn is_drained(&self, base: u32) -> bool {
+        match &self.packed {
+            None => base == u32::from(self.used_idx()),
+            Some(_) => base & 0xffff == base >> 16,
+        }
+    }
+
+    /// Whether a completion waits to be taken.
+    pub fn has_completion(&self) -> bool {
+        match &self.packed {
+            None => self.used_idx() != self.next_used,
+            Some(packed) => packed.has_completion(&self.memory, &self.ring),
+        }
+    }
+
+    /// The place after the last chain made available: what [`Self::notify`] takes.
+    pub fn mark(&self) -> Place {
+        self.packed.as_ref().map_or(Place { index: self.next_avail, wrap: false }, |packed| packed.avail)
+    }
 
     /// Makes a chain available without telling the device; returns its head.
     #[track_caller]
@@ -230,6 +277,9 @@ impl Queue {
         if table != Table::Direct {
             let entries = indirect.iter().copied().map(plain).collect();
             descriptors.push(self.indirect_table(entries));
+        }
+        if let Some(packed) = &mut self.packed {
+            return packed.offer(&self.memory, &self.ring, &descriptors);
         }
         let slots: Vec<u16> = descriptors.iter().map(|_| self.free.pop().expect("a free descriptor")).collect();
         for (at, descriptor) in descriptors.iter_mut().enumerate() {
@@ -248,6 +298,10 @@ impl Queue {
 
     /// Writes an indirect table, linked in order; returns the descriptor that refers to it.
     pub fn indirect_table(&mut self, mut entries: Vec<Descriptor>) -> Descriptor {
+        if self.ring.packed {
+            // Entries follow each other, without links.
+            return self.raw_indirect_table(&entries);
+        }
         let last = entries.len().saturating_sub(1);
         for (at, entry) in entries.iter_mut().enumerate().take(last) {
             entry.flags |= NEXT;
@@ -258,18 +312,22 @@ impl Queue {
 
     /// Writes an indirect table as it is; returns the descriptor that refers to it.
     pub fn raw_indirect_table(&mut self, entries: &[Descriptor]) -> Descriptor {
-        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_bytes()).collect();
+        let packed = self.ring.packed;
+        let to_bytes = |entry: &Descriptor| if packed { entry.to_packed_bytes(0) } else { entry.to_bytes() };
+        let bytes: Vec<u8> = entries.iter().flat_map(to_bytes).collect();
         let addr = self.arena.cut(bytes.len() as u64, 16, 0);
         self.memory.write(addr, &bytes);
         Descriptor { addr, len: bytes.len() as u32, flags: INDIRECT, next: 0 }
     }
 
-    /// Tells the device, unless it said that it need not be told: `since` is the index before what is new.
-    pub fn notify(&self, since: u16) {
+    /// Tells the device, unless it said that it need not be told: `since` is the mark before what is new.
+    pub fn notify(&self, since: Place) {
         fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
+        let wanted = if let Some(packed) = &self.packed {
+            packed.wants_kick(&self.memory, &self.ring, since)
+        } else if self.event_idx {
             let new = self.next_avail;
-            new.wrapping_sub(self.avail_event()).wrapping_sub(1) < new.wrapping_sub(since)
+            new.wrapping_sub(self.avail_event()).wrapping_sub(1) < new.wrapping_sub(since.index)
         } else {
             self.used_flags() & USED_F_NO_NOTIFY == 0
         };
@@ -281,7 +339,7 @@ impl Queue {
     /// Offers a chain and tells the device.
     #[track_caller]
     pub fn submit(&mut self, buffers: &[Buffer], table: Table) -> u16 {
-        let since = self.next_avail;
+        let since = self.mark();
         let head = self.offer(buffers, table);
         self.notify(since);
         head
@@ -289,6 +347,9 @@ impl Queue {
 
     /// Takes a completion if there is one.
     pub fn try_take(&mut self) -> Option<Used> {
+        if let Some(packed) = &mut self.packed {
+            return packed.try_take(&self.memory, &self.ring);
+        }
         if self.used_idx() == self.next_used {
             return None;
         }
@@ -318,9 +379,8 @@ impl Queue {
                 continue;
             }
             self.ask_for_call();
-            if self.used_idx() == self.next_used && self.call.wait(left) == 0 {
-                let lost = self.used_idx() != self.next_used;
-                let what = if lost { "a completion without a call" } else { "no completion" };
+            if !self.has_completion() && self.call.wait(left) == 0 {
+                let what = if self.has_completion() { "a completion without a call" } else { "no completion" };
                 panic!("queue {}: {what} within {DEADLINE:?}", self.index);
             }
         }
@@ -328,8 +388,10 @@ impl Queue {
 
     /// With EVENT_IDX: asks for a call at the next completion.
     pub fn ask_for_call(&self) {
-        if self.event_idx {
-            self.set_used_event(self.next_used);
+        match &self.packed {
+            _ if !self.event_idx => {}
+            None => self.set_used_event(self.next_used),
+            Some(packed) => Packed::ask_for_call_at(&self.memory, &self.ring, packed.used),
         }
     }
 
@@ -337,7 +399,10 @@ impl Queue {
     #[track_caller]
     pub fn wait_popped(&self) {
         assert!(self.event_idx, "only EVENT_IDX shows what a device has seen");
-        wait::until("the device pops what was offered", || self.avail_event() == self.next_avail);
+        wait::until("the device pops what was offered", || match &self.packed {
+            None => self.avail_event() == self.next_avail,
+            Some(packed) => packed.device_waits_here(&self.memory, &self.ring),
+        });
     }
 
     /// True when the device reports the queue broken in time.

@@ -231,14 +231,13 @@ impl Session {
         self.tell(code, &value.to_ne_bytes(), fd.as_slice())
     }
 
-    /// Stops a ring; returns the index of the next available entry.
+    /// Stops a ring; returns where it stands: the index of the next available entry of a split one.
     #[track_caller]
-    pub fn get_vring_base(&self, queue: u32) -> u16 {
+    pub fn get_vring_base(&self, queue: u32) -> u32 {
         let reply = self.ask(code::GET_VRING_BASE, &vring_state(queue, 0));
         assert_eq!(reply.payload.len(), 8, "a vring state");
         assert_eq!(reply.payload[0..4], queue.to_ne_bytes(), "the base of another queue");
-        let base = u32::from_ne_bytes(reply.payload[4..8].try_into().expect("4 bytes"));
-        u16::try_from(base).expect("the base of a split ring")
+        u32::from_ne_bytes(reply.payload[4..8].try_into().expect("4 bytes"))
     }
 
     /// Asks for part of the config space; what comes back, empty when it is refused.

@@ -49,7 +49,7 @@ impl Guest {
     fn boot(queues: u16, offered: u64) -> Self {
         let memory = Arc::new(GuestMemory::new(&USUAL));
         let accepted = offered & LINUX;
-        let queues = lay_out(&memory, queues, 128, accepted & feature::EVENT_IDX != 0);
+        let queues = lay_out(&memory, queues, 128, accepted);
         Self { memory, queues, accepted }
     }
 

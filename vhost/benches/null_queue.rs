@@ -31,6 +31,8 @@ struct Case {
     depth: u16,
     /// The node, as JSON without its name.
     node: &'static str,
+    /// Whether the rings are packed.
+    packed: bool,
 }
 
 const NULL: &str = r#""driver": "null-co", "size": 1073741824"#;
@@ -43,11 +45,11 @@ const THROTTLE_FAR: &str =
 const RAW: &str = r#""driver": "raw", "file": {"driver": "null-co", "size": 1073741824}"#;
 
 const fn case(name: &'static str, queues: u16, depth: u16) -> Case {
-    Case { name, exports: 1, busy: 1, queues, depth, node: NULL }
+    Case { name, exports: 1, busy: 1, queues, depth, node: NULL, packed: false }
 }
 
-/// The bare ring takes the place of queue, device and block layer.
-const BARE: Case = case("bare-ring", 1, 32);
+/// A bare ring takes the place of queue, device and block layer.
+const BARE: &[Case] = &[case("bare-ring", 1, 32), Case { packed: true, ..case("bare-packed-ring", 1, 32) }];
 const CASES: &[Case] = &[
     case("null-read", 1, 32),
     case("null-read-1", 1, 1),
@@ -56,6 +58,7 @@ const CASES: &[Case] = &[
     case("queues-64", 64, 4),
     Case { exports: 200, busy: 200, ..case("exports-200", 1, 32) },
     Case { exports: 200, busy: 1, ..case("exports-200-idle", 1, 32) },
+    Case { packed: true, ..case("packed-read", 1, 32) },
     Case { node: RAW, ..case("raw", 1, 32) },
     Case { node: BLKDEBUG, ..case("blkdebug", 1, 32) },
     Case { node: THROTTLE, ..case("throttle", 1, 32) },
@@ -90,12 +93,15 @@ struct Driver {
     ring_size: u16,
     depth: u16,
     avail_idx: u16,
+    /// Of a packed ring: descriptors made available so far.
+    offered: Option<u64>,
 }
 
 impl Driver {
-    fn new(memory: &Arc<GuestMemory>, index: u16, depth: u16) -> Self {
-        let part = u64::from(index) * PART;
-        let driver = Self { memory: memory.clone(), part, ring_size: ring_size(depth), depth, avail_idx: 0 };
+    fn new(memory: &Arc<GuestMemory>, index: u16, &Case { depth, packed, .. }: &Case) -> Self {
+        let (part, ring_size) = (u64::from(index) * PART, ring_size(depth));
+        let offered = packed.then_some(0);
+        let driver = Self { memory: memory.clone(), part, ring_size, depth, avail_idx: 0, offered };
         driver.set_up();
         driver
     }
@@ -110,11 +116,16 @@ impl Driver {
         self.memory.vm_memory().read_obj(GuestAddress(GUEST + self.part + at)).expect("inside guest memory")
     }
 
-    /// Chains of header, data and status, which stay the same over all rounds.
+    /// Header, data and status of a chain: place, length, flags.
+    fn parts(n: u64) -> [(u64, u32, u16); 3] {
+        [(HEADERS + 16 * n, 16, 1), (DATA, 4096, 3), (STATUS + n, 1, 2)]
+    }
+
+    /// Chains, which in a split ring stay the same over all rounds, and their headers.
     fn set_up(&self) {
         for n in 0..u64::from(self.depth) {
-            let parts = [(HEADERS + 16 * n, 16u32, 1u16), (DATA, 4096, 3), (STATUS + n, 1, 2)];
-            for (i, (at, len, flags)) in parts.into_iter().enumerate() {
+            let descriptors = if self.offered.is_none() { Self::parts(n).to_vec() } else { Vec::new() };
+            for (i, (at, len, flags)) in descriptors.into_iter().enumerate() {
                 let index = 3 * n + i as u64;
                 let entry = DESC + 16 * index;
                 self.put(entry, GUEST + self.part + at);
@@ -128,7 +139,30 @@ impl Driver {
         }
     }
 
+    /// The place of a packed ring's entry, and whether its wrap counter is 1.
+    fn entry(&self, at: u64) -> (u64, bool) {
+        let size = u64::from(self.ring_size);
+        (DESC + 16 * (at % size), (at / size).is_multiple_of(2))
+    }
+
+    fn submit_packed(&mut self, mut at: u64) {
+        for n in 0..u64::from(self.depth) {
+            for (addr, len, flags) in Self::parts(n) {
+                let (entry, wrap) = self.entry(at);
+                self.put(entry, GUEST + self.part + addr);
+                self.put(entry + 8, len);
+                self.put(entry + 12, n as u16);
+                self.put(entry + 14, flags | if wrap { 1 << 7 } else { 1 << 15 });
+                at += 1;
+            }
+        }
+        self.offered = Some(at);
+    }
+
     fn submit(&mut self) {
+        if let Some(at) = self.offered {
+            return self.submit_packed(at);
+        }
         for n in 0..self.depth {
             let slot = u64::from(self.avail_idx.wrapping_add(n) % self.ring_size);
             self.put(AVAIL + 4 + 2 * slot, 3 * n);
@@ -138,6 +172,14 @@ impl Driver {
     }
 
     fn all_done(&self) -> bool {
+        if let Some(at) = self.offered {
+            // The last of the batch; what shows the batch is its first.
+            let used = |back: u16| {
+                let (entry, wrap) = self.entry(at - u64::from(back));
+                self.get::<u16>(entry + 14) & 0x8080 == if wrap { 0x8080 } else { 0 }
+            };
+            return used(3) && used(3 * self.depth);
+        }
         self.get::<u16>(USED + 2) == self.avail_idx
     }
 
@@ -155,7 +197,7 @@ impl Driver {
             used: USER + self.part + USED,
             indirect_max: 128,
         };
-        let features = RingFeatures { event_idx: true, indirect: true };
+        let features = RingFeatures { event_idx: true, indirect: true, packed: self.offered.is_some() };
         VirtQueue::new(self.memory.clone(), layout, features, 0).expect("a ring in guest memory")
     }
 }
@@ -228,7 +270,7 @@ fn run(drivers: &mut [Driver], mut serve: impl FnMut()) {
 
 fn run_bare(case: &Case) {
     let memory = guest_memory(1);
-    let mut drivers = [Driver::new(&memory, 0, case.depth)];
+    let mut drivers = [Driver::new(&memory, 0, case)];
     let (mut ring, mut chain) = (drivers[0].ring(), Chain::default());
     run(&mut drivers, || measured_bare(&mut ring, &mut chain));
 }
@@ -251,7 +293,7 @@ fn run_queues(case: &Case) {
         let backend = BlockBackend::with_root(&format!("bench-{export}"), node, Permissions::device(true));
         let backend = backend.expect("nobody else uses it");
         for queue in 0..case.queues {
-            let driver = Driver::new(&memory, export * case.queues + queue, case.depth);
+            let driver = Driver::new(&memory, export * case.queues + queue, case);
             // Without one, a task would look at the ring from time to time, and be counted.
             let kick = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd");
             queues.push(start_for_bench(&context, &backend, driver.ring(), Arc::new(kick)));
@@ -270,8 +312,10 @@ fn main() {
     // `cargo test --benches` and `cargo bench` pass flags of their own.
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let asked = |case: &&Case| asked.is_empty() || asked.iter().any(|name| name == case.name);
-    for case in std::iter::once(&BARE).chain(CASES).filter(asked) {
+    let bare = BARE.iter().map(|case| (case, run_bare as fn(&Case)));
+    let queues = CASES.iter().map(|case| (case, run_queues as fn(&Case)));
+    for (case, run) in bare.chain(queues).filter(|(case, _)| asked(case)) {
         print!("{:<18}", case.name);
-        if case.name == BARE.name { run_bare(case) } else { run_queues(case) }
+        run(case);
     }
 }
