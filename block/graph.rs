@@ -15,7 +15,7 @@ use crate::child::{Child, EdgeKind, Parent};
 use crate::driver::BlockDriver;
 use crate::drivers;
 use crate::error::{OpenError, OpenResult};
-use crate::node::{DetectZeroes, Node, NodeOptions, Operation};
+use crate::node::{DetectZeroes, Node, NodeOptions, Operation, SECTOR};
 use crate::options::{ChildRef, Options, is_valid_id};
 use crate::permissions::Permissions;
 use crate::throttle::ThrottleGroups;
@@ -238,6 +238,14 @@ impl OpenContext<'_> {
     /// The child is missing, unknown, or could not be opened.
     pub fn child(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Child>> {
         self.edge(self.child_node(options, key)?, EdgeKind { role: key.to_owned(), ..self.edge_kind() })
+    }
+
+    /// The same for a filter: it may write past the node's end, as far as whoever stands on the filter may.
+    ///
+    /// # Errors
+    /// As for [`OpenContext::child`].
+    pub fn filtered_child(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Child>> {
+        self.growing_child(options, key, SECTOR as u32)
     }
 
     /// The same for a format's file: it grows when written past its end. `granularity` is the unit of all writes in bytes.

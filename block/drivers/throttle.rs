@@ -41,7 +41,7 @@ fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn 
         let expected = "the id of an object throttle-group that was created before";
         return Err(OpenError::new(options.invalid("throttle-group", name, expected)));
     };
-    let file = context.child(options, "file")?;
+    let file = context.filtered_child(options, "file")?;
     Ok(Box::new(Throttle { file: [file], member: ThrottleMember::new(group) }))
 }
 

@@ -81,7 +81,7 @@ fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn 
     let rules = Rules::take(options).map_err(OpenError::new)?;
     let demands = Demands::take(options).map_err(OpenError::new)?;
     options.take_unsupported(&["config", "take-child-perms", "unshare-child-perms"]).map_err(OpenError::new)?;
-    let image = context.child(options, "image")?;
+    let image = context.filtered_child(options, "image")?;
     Ok(Box::new(Blkdebug { image: [image], rules: Arc::new(rules), demands }))
 }
 

@@ -74,7 +74,7 @@ fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn 
     }
     let append = options.take_bool("log-append").map_err(OpenError::new)?.unwrap_or(false);
     let interval = options.take_u64_in("log-super-update-interval", 1..=u64::MAX).map_err(OpenError::new)?;
-    let children = [context.child(options, "file")?, context.growing_child(options, "log", 1)?];
+    let children = [context.filtered_child(options, "file")?, context.growing_child(options, "log", 1)?];
     let log = Log::new(sector_size, interval.unwrap_or(4096));
     Ok(Box::new(Blklogwrites {
         name: context.node.name.clone(),
