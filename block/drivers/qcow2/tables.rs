@@ -91,7 +91,7 @@ impl Channel {
         let old = self.attempt(|state| state.table(offset)).await?;
         let taken = self.attempt(|state| state.allocate(1)).await?;
         let table = taken.span.first << geometry.cluster_bits;
-        if let Err(error) = self.fill_table(table, old, taken.zeroed).await {
+        if let Err(error) = self.fill_table(table, old).await {
             self.give_back(taken.span).await;
             return Err(error);
         }
@@ -99,14 +99,14 @@ impl Channel {
         Ok(())
     }
 
-    async fn fill_table(&self, table: u64, old: Option<u64>, zeroed: bool) -> BlockResult {
+    async fn fill_table(&self, table: u64, old: Option<u64>) -> BlockResult {
         let size = self.image.geometry.cluster_size();
         match old {
             Some(old) => {
                 let content = self.read_bytes(old, size).await?;
                 self.write_bytes(table, &content).await
             }
-            None if zeroed => Ok(()),
+            // Also where the file ends before it, and so reads as zeroes: who checks an image wants its tables to be there.
             None => self.file.pwrite_zeroes(table, size, WriteFlags::default()).await,
         }
     }
