@@ -1,7 +1,9 @@
 //! Tests of the format qcow2, in one binary: against a model, against QEMU's programs, after crashes, on hostile images.
 
+mod crash;
 mod differential;
 mod foreign;
+mod hostile;
 mod images;
 #[path = "../../testing/mod.rs"]
 mod testing;
