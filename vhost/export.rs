@@ -161,13 +161,13 @@ impl BlockDevOps for Device {
 /// are finished, the socket file is removed.
 pub struct VhostUserBlkExport {
     /// First to go, so that nothing is served when the device is detached.
-    _server: Server,
+    server: Server,
     _attached: Attached,
     state: Arc<ExportState>,
 }
 
 impl VhostUserBlkExport {
-    /// Starts serving. Queue `n` runs on `iothreads[n % iothreads.len()]`. `on_end` is called, on the control thread, when
+    /// Opens the socket; front-ends that connect wait until [`VhostUserBlkExport::begin`]. Queue `n` runs on `iothreads[n % iothreads.len()]`. `on_end` is called, on the control thread, when
     /// no front-end can come any more: after the one on a connected socket has left.
     ///
     /// # Errors
@@ -207,7 +207,12 @@ impl VhostUserBlkExport {
         let endpoint = Endpoint::open(address)?;
         let attached = state.backend.attach(Arc::new(Device(Arc::downgrade(&state))))?;
         let server = Server::start(state.clone(), endpoint, on_end).map_err(ExportError::Thread)?;
-        Ok(Self { _server: server, _attached: attached, state })
+        Ok(Self { server, _attached: attached, state })
+    }
+
+    /// Begins to serve front-ends.
+    pub fn begin(&self) {
+        self.server.begin();
     }
 
     /// Its name.

@@ -36,6 +36,8 @@ pub(crate) struct Server {
 struct Control {
     stop: EventFd,
     stopping: AtomicBool,
+    /// Front-ends are served; until then they wait in the socket's queue.
+    begun: AtomicBool,
     /// The connection being served, to be shut down when its peer does not read.
     connection: Mutex<Option<UnixStream>>,
 }
@@ -49,6 +51,7 @@ impl Server {
         let control = Arc::new(Control {
             stop: EventFd::new(EFD_NONBLOCK)?,
             stopping: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
             connection: Mutex::default(),
         });
         let shared = control.clone();
@@ -57,12 +60,23 @@ impl Server {
         let thread = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
             // A panic, which is a bug, ends the process: an export that nobody serves any more would look alive.
             let _abort = AbortOnPanic;
+            while !shared.begun.load(Ordering::Acquire) && !shared.stopping() {
+                std::thread::park();
+            }
             serve(&export, endpoint, &shared);
             if !shared.stopping() {
                 on_end();
             }
         })?;
         Ok(Self { control, thread: Some(thread) })
+    }
+
+    /// Begins to serve front-ends.
+    pub(crate) fn begin(&self) {
+        self.control.begun.store(true, Ordering::Release);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
     }
 }
 
@@ -84,6 +98,7 @@ impl Drop for Server {
             let _ = connection.shutdown(Shutdown::Both);
         }
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             // A panic there was reported by its own thread.
             let _ = thread.join();
         }

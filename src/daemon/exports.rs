@@ -61,7 +61,7 @@ impl Export {
 pub struct Exports(Vec<Export>);
 
 impl Exports {
-    /// Starts one.
+    /// Opens one; it waits to begin.
     ///
     /// # Errors
     /// Its id is taken, what it names does not exist or cannot be used so, or its socket cannot be had.
@@ -80,6 +80,11 @@ impl Exports {
         let export = start(config, graph, objects, notifier).map_err(about)?;
         self.0.push(export);
         Ok(())
+    }
+
+    /// Begins to serve front-ends of all that wait for it.
+    pub fn begin(&self) {
+        self.0.iter().for_each(|export| export.export.begin());
     }
 
     /// Ends one: requests under way are finished, a front-end that is connected is dropped. With `force` off, only if none
