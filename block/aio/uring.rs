@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use io_uring::register::Restriction;
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use slab::Slab;
@@ -30,6 +31,19 @@ const KIND_MAILBOX: u64 = 2;
 const KIND_IGNORE: u64 = 3;
 const KIND_SIGNAL: u64 = 4;
 const KIND_SHIFT: u32 = 60;
+
+/// All that a ring of ours ever does. The kernel refuses the rest (EACCES), so that whoever gets hold of a ring has no
+/// way around what system calls are forbidden: to open a file or make a socket, for example.
+const OPCODES: [u8; 8] = [
+    opcode::Read::CODE,
+    opcode::Readv::CODE,
+    opcode::Write::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::PollAdd::CODE,
+    opcode::PollRemove::CODE,
+];
 
 struct WatchRecord {
     /// Open until the last completion has come.
@@ -59,7 +73,9 @@ impl Uring {
             .setup_submit_all()
             .setup_cqsize(COMPLETION_ENTRIES)
             .dontfork()
+            .setup_r_disabled()
             .build(SUBMISSION_ENTRIES)?;
+        restrict(&ring)?;
         let this = Self {
             ring: RefCell::new(ring),
             watches: RefCell::default(),
@@ -218,6 +234,13 @@ fn tolerate(result: io::Result<usize>) {
     }
 }
 
+/// Limits a ring that is disabled as yet to [`OPCODES`], and enables it.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let submitter = ring.submitter();
+    submitter.register_restrictions(&mut OPCODES.map(Restriction::sqe_op))?;
+    submitter.register_enable_rings()
+}
+
 fn user_data(kind: u64, slot: usize) -> u64 {
     kind << KIND_SHIFT | slot as u64
 }
@@ -270,4 +293,27 @@ fn one_buffer(iov: &[IoVec]) -> Option<(*mut u8, u32)> {
 fn kernel_iov(iov: &[IoVec]) -> (*const libc::iovec, u32) {
     // IoVec is transparent over libc::iovec.
     (iov.as_ptr().cast(), iov.len() as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_opens_no_file_and_makes_no_socket() {
+        let event = EventFd::new(0).expect("an eventfd");
+        let Ok(uring) = Uring::new(&event) else { return };
+        let path = c"/dev/null";
+        let open = opcode::OpenAt::new(Fd(libc::AT_FDCWD), path.as_ptr()).build().user_data(1);
+        let socket = opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build().user_data(2);
+        let mut ring = uring.ring.borrow_mut();
+        for entry in [open, socket] {
+            // SAFETY: the path outlives the ring.
+            unsafe { ring.submission().push(&entry) }.expect("room for an entry");
+        }
+        ring.submit_and_wait(2).expect("submitted");
+        let mut results: Vec<(u64, i32)> = ring.completion().map(|c| (c.user_data(), c.result())).collect();
+        results.sort_unstable();
+        assert_eq!(results, [(1, -libc::EACCES), (2, -libc::EACCES)]);
+    }
 }
