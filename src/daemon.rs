@@ -19,6 +19,7 @@ use crate::logging;
 use crate::monitor::Monitors;
 use crate::monitor::events::{Event, Shutdown, ShutdownCause};
 use crate::options::{ChardevConfig, ChardevKind, Config, ExportConfig, IothreadConfig, Step, ThrottleGroupConfig};
+use crate::sandbox::Sandbox;
 pub use exports::{Export, Exports, socket_address};
 use notices::Notices;
 pub use objects::{IothreadObject, Objects};
@@ -36,6 +37,7 @@ pub fn run(config: Config) -> OpenResult {
     let blocked = signals::block().map_err(|e| OpenError(format!("signals: {e}")))?;
     raise_descriptor_limit();
     let _log = logging::start();
+    let sandbox = Sandbox::prepare(&config)?;
     let notices = Notices::new().map_err(|e| OpenError(format!("eventfd: {e}")))?;
     signals::start(blocked, notices.notifier())?;
     let mut daemon = Daemon::new(notices);
@@ -43,6 +45,8 @@ pub fn run(config: Config) -> OpenResult {
         daemon.step(step)?;
     }
     let _pidfile = config.pidfile.map(Pidfile::write).transpose()?;
+    sandbox.confine()?;
+    daemon.begin();
     if let Some(text) = &config.announcement {
         // A reader that went away is no reason to stop.
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
@@ -92,6 +96,8 @@ pub struct Daemon {
     pub chardevs: Chardevs,
     notices: Notices,
     end: Option<End>,
+    /// Front-ends are served.
+    begun: bool,
 }
 
 impl Daemon {
@@ -104,6 +110,7 @@ impl Daemon {
             chardevs: Chardevs::default(),
             notices,
             end: None,
+            begun: false,
         }
     }
 
@@ -123,7 +130,17 @@ impl Daemon {
     /// # Errors
     /// See [`Exports::add`].
     pub fn add_export(&mut self, config: ExportConfig) -> OpenResult {
-        self.exports.add(config, &self.graph, &mut self.objects, self.notices.notifier())
+        self.exports.add(config, &self.graph, &mut self.objects, self.notices.notifier())?;
+        if self.begun {
+            self.exports.begin();
+        }
+        Ok(())
+    }
+
+    /// Begins to serve front-ends: those of the exports that there are, and from now on of new ones at once.
+    fn begin(&mut self) {
+        self.begun = true;
+        self.exports.begin();
     }
 
     /// Opens a character device, and waits for its first client if it is told to.

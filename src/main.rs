@@ -10,6 +10,7 @@ mod daemon;
 mod logging;
 mod monitor;
 mod options;
+mod sandbox;
 
 use std::io::Write;
 use std::process::ExitCode;

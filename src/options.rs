@@ -8,6 +8,7 @@ mod chardev;
 mod disk;
 mod export;
 mod iothread;
+mod sandbox;
 mod storage_daemon;
 pub mod table;
 mod throttle_group;
@@ -30,6 +31,7 @@ pub use export::{
     check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 pub use iothread::{IOTHREAD_OPTIONS, IothreadConfig, POLL_MAX_NS_DEFAULT};
+pub use sandbox::{SandboxArgs, SandboxConfig, SandboxMode};
 use storage_daemon::StorageDaemonArgs;
 pub use throttle_group::ThrottleGroupConfig;
 use vhost_user_program::VhostUserProgramArgs;
@@ -88,6 +90,9 @@ pub struct Cli {
     #[command(flatten)]
     vhost_user_program: VhostUserProgramArgs,
 
+    #[command(flatten)]
+    sandbox: SandboxArgs,
+
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -118,6 +123,8 @@ pub struct Config {
     /// What to print to standard output when all steps are done. None: nothing, as scripts and management software
     /// expect.
     pub announcement: Option<String>,
+    /// What to give up when all steps are done.
+    pub sandbox: SandboxConfig,
 }
 
 /// One thing to create.
@@ -199,11 +206,20 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
         return Err(mixed(first, *style, other, *other_style));
     }
     let cli = Cli::from_arg_matches(&matches).map_err(|error| UsageError(Complaint::Parser(Box::new(error))))?;
-    match (cli.command, styles.first()) {
-        (Some(command), _) => commands::invocation(command),
-        (None, Some((_, Style::VhostUserProgram))) => cli.vhost_user_program.invocation(),
-        (None, _) => cli.storage_daemon.invocation(&matches),
-    }
+    let invocation = match (cli.command, styles.first()) {
+        (Some(command), _) => {
+            return match SandboxArgs::given(&matches) {
+                Some(option) => Err(UsageError::new(format!("{option} belongs behind the command"))),
+                None => commands::invocation(command),
+            };
+        }
+        (None, Some((_, Style::VhostUserProgram))) => cli.vhost_user_program.invocation()?,
+        (None, _) => cli.storage_daemon.invocation(&matches)?,
+    };
+    Ok(match invocation {
+        Invocation::Start(config) => Invocation::Start(Config { sandbox: cli.sandbox.config(), ..config }),
+        other => other,
+    })
 }
 
 /// The styles of command line.

@@ -15,6 +15,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("block/tests/drivers/allocations.rs", "a global allocator that counts"),
     ("src/background.rs", "fork"),
     ("src/commands/bench/client.rs", "raw buffers for the client's library"),
+    ("src/sandbox/threads.rs", "a signal handler that gives up privileges"),
+    ("src/sandbox/violation.rs", "a signal handler that reports a blocked system call"),
     ("tests/frontend/memory.rs", "guest memory, which the back-end writes at any time"),
     ("tests/profiles/vhost_crate.rs", "descriptors are handed to the `vhost` crate in its own type"),
     ("tests/reference/disk.rs", "system calls that take addresses"),

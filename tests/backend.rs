@@ -369,6 +369,7 @@ impl Backend {
         assert!(wait::readable(&self.ended, DEADLINE), "it does not stop within {DEADLINE:?}:\n{}", self.said());
         let status = self.reap();
         assert!(status.success(), "it ended with {status}:\n{}", self.said());
+        assert!(!self.said().contains("sandbox: system call"), "its own sandbox stopped it:\n{}", self.said());
         self.said()
     }
 

@@ -38,6 +38,7 @@ mod profiles;
 mod requests;
 mod ring_descriptors;
 mod rings;
+mod sandbox;
 mod situations;
 mod throttle;
 mod write_cache;

@@ -12,7 +12,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::options::{
     CacheMode, ChardevConfig, ChardevKind, Config, Disk, ExportConfig, IothreadConfig, MonitorConfig,
-    POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SocketAddress, Step, UsageError,
+    POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SandboxArgs, SocketAddress, Step, UsageError,
     check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 
@@ -139,6 +139,9 @@ pub struct ServeArgs {
     /// `blockport ctl PATH` is the client for people; the protocol is QMP. Only the daemon's own user may connect.
     #[arg(long, value_name = "PATH", help_heading = "Commands while it runs")]
     monitor: Option<PathBuf>,
+
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 fn serial(text: &str) -> Result<String, String> {
@@ -180,7 +183,7 @@ impl ServeArgs {
         }
         let format = self.format.unwrap_or_else(|| Disk::format_by_name(&self.disk).to_owned());
         let disk = Disk { path: self.disk, format, read_only: self.read_only, cache: self.cache };
-        let mut config = Config::default();
+        let mut config = Config { sandbox: self.sandbox.config(), ..Config::default() };
         let iothread = IothreadConfig {
             poll_max_ns: self.poll_max_ns,
             aio_engine: self.aio_engine,
