@@ -170,6 +170,13 @@ pub(crate) fn logical_block_size(fd: RawFd) -> io::Result<u32> {
     block_device_number(fd, libc::BLKSSZGET)
 }
 
+/// ioctl(2) BLKROGET: whether a block device cannot be written.
+pub(crate) fn is_device_read_only(fd: RawFd) -> io::Result<bool> {
+    /// The same on every architecture; libc does not name it.
+    const BLKROGET: libc::Ioctl = 0x125e;
+    block_device_number(fd, BLKROGET).map(|number| number != 0)
+}
+
 /// ioctl(2) BLKIOOPT: a block device's preferred size of requests in bytes; 0: none.
 pub(crate) fn optimal_transfer(fd: RawFd) -> io::Result<u32> {
     block_device_number(fd, libc::BLKIOOPT)

@@ -51,6 +51,7 @@ pub const DRIVERS: &[DriverRow] = &[
     blkverify::ROW,
     copy_on_read::ROW,
     file::ROW,
+    file::HOST_DEVICE,
     memory::ROW,
     null::ROW,
     qcow2::ROW,

@@ -3,6 +3,7 @@
 
 use blockport_block::drivers::qcow2::{CreateOptions, new_image};
 
+use super::loop_device::LoopDevice;
 use super::{TempDir, open};
 
 /// A node to be opened, with whatever it stands on.
@@ -19,11 +20,21 @@ pub struct Fixture {
     pub persists: bool,
     /// It can change its size.
     pub resizes: bool,
+    // Detached before its file goes.
+    _device: Option<LoopDevice>,
     _place: Option<TempDir>,
 }
 
-const PLAIN: Fixture =
-    Fixture { name: "", driver: "", options: String::new(), keeps: true, persists: false, resizes: true, _place: None };
+const PLAIN: Fixture = Fixture {
+    name: "",
+    driver: "",
+    options: String::new(),
+    keeps: true,
+    persists: false,
+    resizes: true,
+    _device: None,
+    _place: None,
+};
 
 /// One fixture of each kind, about `size` bytes long: exactly that long where the driver has no unit of its own.
 pub fn all(size: u64) -> Vec<Fixture> {
@@ -153,6 +164,22 @@ pub fn all(size: u64) -> Vec<Fixture> {
         _place: Some(place),
         ..PLAIN
     });
+    for (name, cache) in [("host_device", "off"), ("host_device, direct", "on")] {
+        let place = TempDir::on_disk();
+        match LoopDevice::new(&place.file("disk", size), &[]) {
+            Ok(device) => all.push(Fixture {
+                name,
+                driver: "host_device",
+                options: format!("host_device,cache.direct={cache},filename={}", device.path()),
+                persists: true,
+                resizes: false,
+                _device: Some(device),
+                _place: Some(place),
+                ..PLAIN
+            }),
+            Err(error) => eprintln!("SKIP {}: no loop device: {error}", name.replace([' ', ','], "-")),
+        }
+    }
     for group in ["unlimited", "limited"] {
         all.push(Fixture {
             name: group,

@@ -1,10 +1,10 @@
 //! One disk, as `serve` and the vhost-user conventions describe it: an image file, its format and its cache mode.
 //!
-//! This file owns how such a description becomes iothreads, a node and an export. The only look it takes at the host is
-//! whether the image can be opened for direct I/O; it never keeps the image open.
+//! This file owns how such a description becomes iothreads, a node and an export. The only looks it takes at the host are
+//! whether the image is a block device, and can be opened for direct I/O; it never keeps the image open.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use blockport_block::options::Options;
@@ -68,6 +68,10 @@ impl Disk {
         }
     }
 
+    fn is_device(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|meta| meta.file_type().is_block_device())
+    }
+
     /// Adds the steps that serve this disk: `iothreads` iothreads like `iothread`, which gives them its name with a
     /// number, a node, and `export` spread over the iothreads.
     pub fn configure(
@@ -102,7 +106,7 @@ impl Disk {
     /// The node: the format over the file.
     fn node(&self, filename: &str, cache: CacheMode) -> Options {
         let mut file = Options::new();
-        file.set_str("driver", "file")
+        file.set_str("driver", if self.is_device() { "host_device" } else { "file" })
             .set_str("filename", filename)
             .set_bool("read-only", self.read_only)
             // What the guest discards gives its space back to the host.

@@ -81,7 +81,7 @@ impl IoChannel for FileChannel {
 
     fn pdiscard(&self, offset: u64, bytes: u64) -> BlockFuture {
         let this = self.0.clone();
-        if this.kind == FileKind::BlockDevice || this.shared.no_punch.load(Ordering::Relaxed) {
+        if this.shared.no_punch.load(Ordering::Relaxed) {
             return BlockFuture::ready(Err(BlockError::NotSupported));
         }
         BlockFuture::boxed(async move { this.punch(offset, bytes).await })
@@ -89,9 +89,6 @@ impl IoChannel for FileChannel {
 
     fn pwrite_zeroes(&self, offset: u64, bytes: u64, flags: WriteFlags) -> BlockFuture {
         let this = self.0.clone();
-        if this.kind == FileKind::BlockDevice {
-            return BlockFuture::ready(Err(BlockError::NotSupported));
-        }
         BlockFuture::boxed(async move { this.zero(offset, bytes, flags).await })
     }
 

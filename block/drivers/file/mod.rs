@@ -1,4 +1,4 @@
-//! The driver `file`: a plain file of the host, or a block device used like one. This file owns the options and the
+//! The drivers `file` and `host_device`: a plain file of the host, and a block device. This file owns the options and the
 //! control verbs; `open.rs` opens, `probe.rs` asks what the file can do, `lock.rs` keeps other processes out,
 //! `channel.rs` does the requests.
 
@@ -31,17 +31,24 @@ pub(super) const ROW: DriverRow = DriverRow {
     name: "file",
     kind: DriverKind::Protocol,
     summary: "a file of the host",
-    options: &[
-        ("filename", "path of the file; this or fd must be given"),
-        ("fd", "number of a descriptor that the daemon was started with, open on the file"),
-        (
-            "locking",
-            "auto (default), on, off: keep other processes from using the image by locks that QEMU understands",
-        ),
-        ("aio", "threads, native or io_uring, as other programs take it; the iothread's aio-engine decides"),
-    ],
-    open,
+    options: OPTIONS,
+    open: |options, context| open(options, context, FileKind::Regular),
 };
+
+pub(super) const HOST_DEVICE: DriverRow = DriverRow {
+    name: "host_device",
+    kind: DriverKind::Protocol,
+    summary: "a block device of the host: a whole disk, a partition, a logical volume",
+    options: OPTIONS,
+    open: |options, context| open(options, context, FileKind::BlockDevice),
+};
+
+const OPTIONS: &[(&str, &str)] = &[
+    ("filename", "path of the file or device; this or fd must be given"),
+    ("fd", "number of a descriptor that the daemon was started with, open on the file"),
+    ("locking", "auto (default), on, off: keep other processes from using the image by locks that QEMU understands"),
+    ("aio", "threads, native or io_uring, as other programs take it; the iothread's own engine serves all of them"),
+];
 
 /// An opened file, as the control thread knows it.
 struct File {
@@ -104,7 +111,8 @@ struct State {
     was_inactive: bool,
 }
 
-fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn BlockDriver>> {
+/// Opens the file as what its driver is for.
+fn open(options: &mut Options, context: &OpenContext<'_>, kind: FileKind) -> OpenResult<Box<dyn BlockDriver>> {
     let source = Source::take(options)?;
     let locking = [("auto", Locking::Auto), ("on", Locking::On), ("off", Locking::Off)];
     let locking = options.take_enum("locking", &locking).map_err(OpenError::new)?.unwrap_or(Locking::Auto);
@@ -122,6 +130,15 @@ fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn 
     let (fd, writable) = source.open(access)?;
     let name = source.to_string();
     let probe = Probe::new(&fd, cache.direct).map_err(|e| e.context(&name))?;
+    match (kind, probe.kind) {
+        (FileKind::BlockDevice, FileKind::Regular) => {
+            return Err(OpenError(format!("{name}: it is no block device; the driver \"file\" is for files")));
+        }
+        (FileKind::Regular, FileKind::BlockDevice) => {
+            tracing::warn!("{name}: it is a block device; the driver \"host_device\" is for those");
+        }
+        _ => {}
+    }
     let locks = FileLocks::new(locking, &name, &fd)?;
     Ok(Box::new(File {
         name,
@@ -179,15 +196,15 @@ impl BlockDriver for File {
     fn limits(&self) -> BlockLimits {
         let state = self.state();
         let probe = &state.probe;
-        let plain = probe.kind == FileKind::Regular;
-        let can_punch = plain && !self.shared.no_punch.load(Ordering::Relaxed);
+        let can_punch = probe.can_discard && !self.shared.no_punch.load(Ordering::Relaxed);
         BlockLimits {
             read_only: !self.read_only && !state.writable,
             request_alignment: probe.request_alignment,
             memory_alignment: probe.memory_alignment,
             max_transfer: if probe.in_memory { AT_ONCE_MAX } else { TRANSFER_MAX },
             can_discard: can_punch,
-            can_write_zeroes: plain,
+            discard_alignment: probe.discard_alignment,
+            can_write_zeroes: true,
             can_unmap_zeroes: can_punch,
             optimal_transfer: probe.optimal_transfer,
             physical_block_size: probe.physical_block_size,
@@ -219,7 +236,17 @@ impl BlockDriver for File {
     fn resize(&self, bytes: u64) -> OpenResult {
         let state = self.state();
         if state.probe.kind == FileKind::BlockDevice {
-            return Err(OpenError(format!("{}: a block device cannot be resized", self.name)));
+            // Its size is its own; but it may have changed, and this is how we are told.
+            let now =
+                sys::seek_end(self.shared.fd.as_raw_fd()).map_err(|e| OpenError(format!("{}: {e}", self.name)))?;
+            if bytes != now {
+                return Err(OpenError(format!(
+                    "{}: it has {now} bytes, and a block device is not resized here",
+                    self.name
+                )));
+            }
+            self.shared.length.store(now, Ordering::Relaxed);
+            return Ok(());
         }
         if !state.writable {
             return Err(OpenError(format!("{}: it is open for reading only", self.name)));

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use super::probe::FileKind;
 use crate::error::{OpenError, OpenResult};
@@ -137,7 +137,12 @@ pub(super) fn set_length(fd: &OwnedFd, bytes: u64) -> io::Result<()> {
 
 fn open_path(path: &str, write: bool, direct: bool) -> io::Result<OwnedFd> {
     let flags = if direct { libc::O_DIRECT } else { 0 };
-    OpenOptions::new().read(true).write(write).custom_flags(flags).open(path).map(OwnedFd::from)
+    let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)?;
+    // A device that cannot be written can be opened for writing all the same, by root.
+    if write && file.metadata()?.file_type().is_block_device() && sys::is_device_read_only(file.as_raw_fd())? {
+        return Err(io::Error::from_raw_os_error(libc::EROFS));
+    }
+    Ok(file.into())
 }
 
 /// Leads to the open file itself, wherever its path leads by now.

@@ -47,6 +47,10 @@ pub(super) struct Probe {
     pub optimal_transfer: u32,
     /// For [`crate::BlockLimits`].
     pub physical_block_size: u32,
+    /// Space can be given back, as far as can be known without trying.
+    pub can_discard: bool,
+    /// For [`crate::BlockLimits`].
+    pub discard_alignment: u32,
     /// It lives in memory: a plain system call is over sooner than a hand-over to the kernel's worker threads, which is
     /// what io_uring does with every access to tmpfs, and it never waits for a device.
     pub in_memory: bool,
@@ -75,19 +79,43 @@ impl Probe {
                 (sys::physical_block_size(raw).unwrap_or(0), sys::optimal_transfer(raw).unwrap_or(0))
             }
         };
+        let (can_discard, discard_alignment) = match kind {
+            FileKind::Regular => (true, 0),
+            FileKind::BlockDevice => discard_of(&meta),
+        };
+        // What is not whole blocks a device neither discards nor zeroes, cached or not.
+        let unit = match kind {
+            FileKind::Regular => 1,
+            FileKind::BlockDevice => sys::logical_block_size(raw).map_err(OpenError::new)?,
+        };
         let sane = physical.is_power_of_two() && (512..=1 << 16).contains(&physical);
         Ok(Self {
             kind,
             length,
-            request_alignment: alignment.offset,
+            request_alignment: alignment.offset.max(unit),
             // The length of each buffer must be a multiple of the offset's alignment as well (before Linux 6.18 or
             // so), and one number speaks for both address and length.
             memory_alignment: alignment.memory.max(alignment.offset),
             optimal_transfer: optimal,
             physical_block_size: if sane { physical } else { 0 },
+            can_discard,
+            discard_alignment,
             in_memory,
         })
     }
+}
+
+/// Whether a block device discards, and in which unit in bytes (0: unknown). Where the kernel does not say, trying will
+/// tell.
+fn discard_of(meta: &Metadata) -> (bool, u32) {
+    let (major, minor) = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+    let number = |name: &str| -> Option<u64> {
+        // A partition's queue is that of the disk, one level up.
+        let places = ["queue", "../queue"].map(|queue| format!("/sys/dev/block/{major}:{minor}/{queue}/{name}"));
+        places.iter().find_map(|place| std::fs::read_to_string(place).ok())?.trim().parse().ok()
+    };
+    let granularity = number("discard_granularity").and_then(|bytes| u32::try_from(bytes).ok()).unwrap_or(0);
+    (number("discard_max_bytes") != Some(0), granularity)
 }
 
 /// What direct I/O on the file asks for: as the host says, else by trial.

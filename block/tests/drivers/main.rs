@@ -6,6 +6,7 @@ mod conformance;
 mod faults;
 mod file;
 mod filters;
+mod host_device;
 #[path = "../../testing/mod.rs"]
 mod testing;
 mod throttle;

@@ -10,6 +10,8 @@ mod faults;
 mod file;
 #[path = "../drivers/filters.rs"]
 mod filters;
+#[path = "../drivers/host_device.rs"]
+mod host_device;
 #[path = "../../testing/mod.rs"]
 mod testing;
 #[path = "../drivers/throttle.rs"]
