@@ -57,6 +57,15 @@ pub(crate) fn preadv(fd: RawFd, iov: &[IoVec], offset: u64) -> io::Result<usize>
     check_size(unsafe { libc::preadv(fd, array, count, offset) })
 }
 
+/// preadv2(2) with RWF_NOWAIT: as [`preadv`], but only what is in the page cache. EAGAIN: nothing of it is; EOPNOTSUPP:
+/// the file system does not know.
+pub(crate) fn preadv_cached(fd: RawFd, iov: &[IoVec], offset: u64) -> io::Result<usize> {
+    let (array, count) = kernel_iov(iov);
+    let offset = kernel_offset(offset)?;
+    // SAFETY: `array` holds `count` pieces, which are valid for writes by the promise of `IoVec::new`.
+    check_size(unsafe { libc::preadv2(fd, array, count, offset, libc::RWF_NOWAIT) })
+}
+
 /// pwritev2(2): writes `iov` at `offset`, stable before it returns if `dsync`; returns the bytes written.
 pub(crate) fn pwritev(fd: RawFd, iov: &[IoVec], offset: u64, dsync: bool) -> io::Result<usize> {
     let (array, count) = kernel_iov(iov);

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::cached::CachedReads;
 use super::probe::{FileKind, Probe};
 use super::{Cache, Shared};
 use crate::aio::{AioContext, Completion, Operation};
@@ -29,6 +30,7 @@ struct Inner {
     cache: Cache,
     kind: FileKind,
     in_memory: bool,
+    cached: CachedReads,
     /// The unit of direct transfers in bytes; 1 for buffered ones.
     alignment: u64,
 }
@@ -42,6 +44,7 @@ impl FileChannel {
             cache,
             kind: probe.kind,
             in_memory: probe.in_memory,
+            cached: CachedReads::default(),
             alignment: u64::from(probe.request_alignment),
         }))
     }
@@ -52,6 +55,9 @@ impl IoChannel for FileChannel {
         let this = &self.0;
         if this.in_memory {
             return BlockFuture::ready(this.read_now(offset, iov));
+        }
+        if !this.cache.direct && this.cached.read(this.fd, offset, iov) {
+            return BlockFuture::ready(Ok(()));
         }
         this.submit(Operation::Read { fd: this.fd, offset, iov })
     }

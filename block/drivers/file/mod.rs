@@ -1,7 +1,8 @@
 //! The drivers `file` and `host_device`: a plain file of the host, and a block device. This file owns the options and the
 //! control verbs; `open.rs` opens, `probe.rs` asks what the file can do, `lock.rs` keeps other processes out,
-//! `channel.rs` does the requests.
+//! `channel.rs` does the requests, `cached.rs` those that the page cache answers.
 
+mod cached;
 mod channel;
 mod lock;
 mod open;

@@ -240,3 +240,30 @@ fn stable_means_that_no_page_is_left_to_be_written_back() {
         assert_eq!(dirty() == 0, obeys, "write-zeroes with the cache off");
     }
 }
+
+#[test]
+fn a_buffered_read_is_ready_at_once_if_and_only_if_the_page_cache_has_all_of_it() {
+    let content: Vec<u8> = (0..64u8).flat_map(|n| [n; 4096]).collect();
+    let file = TestFile::new("cached", &content);
+    let context = context();
+    let inner = file.channel(&context, false);
+    let channel = FileChannel(inner.clone());
+    let buffer = Rc::new(AlignedBuffer::new(8192, 4096));
+    if let Err(error) = sys::preadv_cached(inner.fd, &[buffer.iov()], 0)
+        && error.raw_os_error() == Some(libc::EOPNOTSUPP)
+    {
+        eprintln!("SKIP cached-reads: the file system cannot tell");
+        return;
+    }
+    assert_eq!(channel.preadv(4096, &[buffer.iov()]).try_ready().ok(), Some(Ok(())), "it was just written");
+    assert_eq!(buffer.to_vec(), content[4096..12288]);
+    // The end of the file is in the middle of this one.
+    let end = channel.preadv(63 * 4096, &[buffer.iov()]).try_ready().err().expect("not all of it is there");
+    assert_eq!(context.run_until(end), Ok(()));
+    assert_eq!(buffer.to_vec(), [[63; 4096], [0; 4096]].concat());
+    file.sync();
+    sys::drop_cache(inner.fd);
+    let cold = channel.preadv(20 * 4096, &[buffer.iov()]).try_ready().err().expect("nothing is there");
+    assert_eq!(context.run_until(cold), Ok(()));
+    assert_eq!(buffer.to_vec(), content[20 * 4096..22 * 4096]);
+}
