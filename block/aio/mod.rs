@@ -1,5 +1,5 @@
-//! AioContext: the event loop of one iothread. It owns the order of a turn: reap completions, run ready tasks, poll
-//! virtqueues, then enter the kernel **once**, to submit and to wait; the engine knows how. It knows nothing of block
+//! AioContext: the event loop of one iothread. It owns the order of a turn: reap completions, poll virtqueues, run
+//! ready tasks, then enter the kernel **once**, to submit and to wait; the engine knows how. It knows nothing of block
 //! drivers.
 //!
 //! An [`AioContext`] never leaves its thread; other threads reach it through its [`AioRemote`].
@@ -271,20 +271,19 @@ impl AioContext {
         let mut progress = this.engine.reap(&this.operations);
         progress |= self.run_mailbox();
         progress |= this.timers.fire();
-        progress |= this.tasks.run_ready();
         progress |= self.poll_hot();
+        // After the queues, so that the tasks which they hand requests to wait for them when the kernel is entered.
+        progress |= this.tasks.run_ready();
         self.run_turn_end();
 
-        if this.stopping.get() {
+        let look_again = this.polling.keep_polling(this.hot.borrow().is_empty(), progress);
+        if look_again || this.tasks.any_ready() || this.stopping.get() {
             this.engine.enter_nowait();
-        } else if progress || this.tasks.any_ready() {
-            this.polling.progress();
+            if !progress {
+                std::hint::spin_loop();
+            }
+        } else if !(self.ready_to_sleep() && self.sleep_in_kernel()) {
             this.engine.enter_nowait();
-        } else if this.polling.keep_polling(this.hot.borrow().is_empty()) {
-            this.engine.enter_nowait();
-            std::hint::spin_loop();
-        } else if self.ready_to_sleep() {
-            self.sleep_in_kernel();
         }
     }
 
@@ -344,16 +343,18 @@ impl AioContext {
         !work
     }
 
-    fn sleep_in_kernel(&self) {
+    /// Hands over what the turn submitted and sleeps, in one entry. Returns false when a message has come after all.
+    fn sleep_in_kernel(&self) -> bool {
         let this = &*self.0;
         if !this.mailbox.prepare_to_sleep() {
-            return;
+            return false;
         }
         let timeout = this.timers.next().map(|at| at.saturating_duration_since(Instant::now()));
         let before = this.polling.before_sleep();
         this.engine.enter_wait(timeout);
         this.polling.after_sleep(before);
         this.mailbox.woke();
+        true
     }
 
     /// How many operations are under way; for tests.

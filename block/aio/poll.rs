@@ -55,15 +55,18 @@ impl AdaptivePolling {
         self.spin_ns.set(0);
     }
 
-    pub(super) fn progress(&self) {
-        self.since.set(None);
-    }
-
-    /// Whether to look again rather than sleep. Without a hot queue there is nothing to look at but completions.
-    pub(super) fn keep_polling(&self, no_queue: bool) -> bool {
+    /// Whether to look again rather than sleep, after a turn with or without `progress`. Without a hot queue there is
+    /// nothing to look at but completions.
+    pub(super) fn keep_polling(&self, no_queue: bool, progress: bool) -> bool {
         let spin_ns = self.spin_ns.get();
+        if progress {
+            self.since.set(None);
+        }
         if spin_ns == 0 || no_queue {
             return false;
+        }
+        if progress {
+            return true;
         }
         let now = Instant::now();
         match self.since.get() {
