@@ -106,6 +106,19 @@ pub(crate) fn wait_readable(fd: RawFd, timeout: Duration) -> bool {
     unsafe { libc::ppoll(&raw mut fds, 1, &raw const timeout, std::ptr::null()) == 1 }
 }
 
+/// sched_setaffinity(2): lets the calling thread run wherever the main thread may, as a thread inherits from the one that
+/// starts it. A host that refuses leaves it where it is.
+pub(crate) fn run_anywhere() {
+    let mut set = MaybeUninit::<libc::cpu_set_t>::zeroed();
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: the kernel writes at most `size` bytes to the set, and reads as many from it.
+    unsafe {
+        if libc::sched_getaffinity(libc::getpid(), size, set.as_mut_ptr()) == 0 {
+            let _ = libc::sched_setaffinity(0, size, set.as_ptr());
+        }
+    }
+}
+
 /// lseek(2) with SEEK_DATA: where data begins at or after `offset`. ENXIO: nowhere.
 pub(crate) fn seek_data(fd: RawFd, offset: u64) -> io::Result<u64> {
     seek(fd, offset, libc::SEEK_DATA)

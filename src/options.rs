@@ -5,9 +5,11 @@
 //! creates or starts anything.
 
 mod chardev;
+mod cpus;
 mod disk;
 mod export;
 mod iothread;
+mod queue_mapping;
 mod sandbox;
 mod storage_daemon;
 pub mod table;
@@ -25,12 +27,14 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 
 use crate::commands::{self, Command};
 pub use chardev::{ChardevConfig, ChardevKind, MonitorConfig};
+pub use cpus::Cpus;
 pub use disk::{CacheMode, Disk};
 pub use export::{
     EXPORT_OPTIONS, ExportConfig, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SocketAddress, check_queue_size_max,
     check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 pub use iothread::{IOTHREAD_OPTIONS, IothreadConfig, POLL_MAX_NS_DEFAULT};
+pub use queue_mapping::QueueMapping;
 pub use sandbox::{SandboxArgs, SandboxConfig, SandboxMode};
 use storage_daemon::StorageDaemonArgs;
 pub use throttle_group::ThrottleGroupConfig;
@@ -415,7 +419,7 @@ mod tests {
         };
         assert_eq!(node.peek_str("file.filename"), Some("/nowhere/d"));
         assert_eq!((&export.socket, export.writable), (&SocketAddress::Fd(3), false));
-        assert_eq!(export.iothreads, [thread.id.as_str()]);
+        assert_eq!(export.queue_mapping.iothreads, [thread.id.as_str()]);
         assert_eq!(config.announcement, None);
 
         for (args, complaint) in [

@@ -66,6 +66,8 @@ pub struct Setup {
     iothreads: usize,
     objects: Vec<String>,
     engine: Option<String>,
+    iothread_options: String,
+    mapping: Option<String>,
     blockdevs: Vec<String>,
     node: String,
     export: String,
@@ -82,6 +84,8 @@ impl Setup {
             iothreads: 1,
             objects: Vec::new(),
             engine: std::env::var("BLOCKPORT_TEST_AIO_ENGINE").ok(),
+            iothread_options: String::new(),
+            mapping: None,
             blockdevs: blockdevs.iter().map(ToString::to_string).collect(),
             node: node.to_string(),
             export: "writable=on".to_string(),
@@ -159,6 +163,22 @@ impl Setup {
         Self { engine: Some(engine.to_string()), ..self }
     }
 
+    /// Further options of each iothread.
+    pub fn iothread_options(self, options: &str) -> Self {
+        Self { iothread_options: format!(",{options}"), ..self }
+    }
+
+    /// Which queues are on which iothreads, in place of all in turn.
+    pub fn mapping(self, mapping: &[(&str, &[usize])]) -> Self {
+        let entry = |(at, (iothread, vqs)): (usize, &(&str, &[usize]))| {
+            let key = format!("iothread-vq-mapping.{at}");
+            let vqs = vqs.iter().enumerate().map(|(n, vq)| format!(",{key}.vqs.{n}={vq}"));
+            format!("{key}.iothread={iothread}{}", vqs.collect::<String>())
+        };
+        let mapping = mapping.iter().enumerate().map(entry).collect::<Vec<_>>().join(",");
+        Self { mapping: Some(mapping), ..self }
+    }
+
     pub fn program(self, program: Program) -> Self {
         Self { program, ..self }
     }
@@ -180,7 +200,7 @@ impl Setup {
         let engine = self.engine.as_ref().filter(|_| self.program == Program::Blockport);
         let engine = engine.map(|engine| format!(",aio-engine={engine}")).unwrap_or_default();
         for iothread in 0..self.iothreads {
-            command.args(["--object", &format!("iothread,id=t{iothread}{engine}")]);
+            command.args(["--object", &format!("iothread,id=t{iothread}{engine}{}", self.iothread_options)]);
         }
         for object in &self.objects {
             command.args(["--object", object]);
@@ -189,6 +209,7 @@ impl Setup {
             command.args(["--blockdev", blockdev]);
         }
         let threads = match self.iothreads {
+            _ if self.mapping.is_some() => self.mapping.clone().unwrap_or_default(),
             1 => "iothread=t0".to_string(),
             count => (0..count).map(|i| format!("iothreads.{i}=t{i}")).collect::<Vec<_>>().join(","),
         };
@@ -312,6 +333,13 @@ impl Backend {
             lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
         };
         tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok()).map(of).sum()
+    }
+
+    /// The status of the thread of that name, as /proc has it.
+    pub fn thread_status(&self, name: &str) -> String {
+        let tasks = std::fs::read_dir(self.proc("task")).expect("threads of a running process").flatten();
+        let mut status = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+        status.find(|status| status.starts_with(&format!("Name:\t{name}\n"))).expect(name)
     }
 
     /// How many descriptors it has open.

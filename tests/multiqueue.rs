@@ -1,6 +1,6 @@
 //! Several queues of one disk, on one iothread and on several: nothing is mixed up and nothing is lost.
 
-use crate::backend::Setup;
+use crate::backend::{Backend, Program, Setup, skip};
 use crate::frontend::blk::{Framing, OK, Request};
 use crate::frontend::device::Profile;
 use crate::frontend::queue::Queue;
@@ -65,6 +65,75 @@ fn four_queues_on_two_iothreads_do_not_mix() {
 #[test]
 fn four_queues_on_two_iothreads_with_direct_io_do_not_mix() {
     queues_do_not_mix(2, ",cache.direct=on");
+}
+
+/// How often the thread of an iothread was switched to.
+fn switches(backend: &Backend, iothread: &str) -> String {
+    let status = backend.thread_status(iothread);
+    status.lines().filter(|line| line.contains("ctxt_switches")).collect()
+}
+
+#[test]
+fn a_mapped_queue_is_served_by_its_iothread_and_by_no_other() {
+    if Program::under_test() == Program::QemuStorageDaemon {
+        return skip("a_mapped_queue_is_served_by_its_iothread_and_by_no_other", "its exports take no mapping");
+    }
+    let setup = Setup::null(1 << 20).export("num-queues=3").iothreads(2).iothread_options("poll-max-ns=0");
+    let backend = setup.mapping(&[("t0", &[1]), ("t1", &[2, 0])]).start();
+    let mut device = backend.device(&Profile::queues(3));
+    for (queue, serving, resting) in [(1, "t0", "t1"), (0, "t1", "t0"), (2, "t1", "t0")] {
+        device.queues[queue].works();
+        device.settle();
+        let before = [serving, resting].map(|iothread| switches(&backend, iothread));
+        for _ in 0..10 {
+            device.queues[queue].works();
+        }
+        let after = [serving, resting].map(|iothread| switches(&backend, iothread));
+        assert_ne!(after[0], before[0], "queue {queue} on {serving}");
+        assert_eq!(after[1], before[1], "queue {queue} on {resting}");
+    }
+}
+
+#[test]
+fn queues_that_are_mapped_unevenly_do_not_mix() {
+    if Program::under_test() == Program::QemuStorageDaemon {
+        return skip("queues_that_are_mapped_unevenly_do_not_mix", "its exports take no mapping");
+    }
+    let image = Image::empty(4 * AREA);
+    let setup = Setup::file(image.path()).export("num-queues=4").iothreads(2);
+    let backend = setup.mapping(&[("t1", &[3, 0, 2]), ("t0", &[1])]).start();
+    let mut device = backend.device(&Profile::queues(4));
+    std::thread::scope(|scope| {
+        for queue in &mut device.queues {
+            scope.spawn(|| write_and_verify(queue));
+        }
+    });
+}
+
+#[test]
+fn a_mapping_to_an_iothread_that_is_not_there_is_an_error_that_names_it() {
+    let setup = Setup::null(1 << 20).mapping(&[("t9", &[0])]);
+    let (status, said) = setup.try_start().expect_err("there is no such iothread");
+    assert!(!status.success());
+    assert!(Program::under_test() != Program::Blockport || said.contains("there is no iothread \"t9\""), "{said}");
+}
+
+#[test]
+fn an_iothread_runs_on_the_cpus_it_is_bound_to() {
+    if Program::under_test() == Program::QemuStorageDaemon {
+        return skip("an_iothread_runs_on_the_cpus_it_is_bound_to", "its iothreads have no such option");
+    }
+    let status = std::fs::read_to_string("/proc/self/status").expect("our own status");
+    let usable = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t")).expect("a list");
+    // The last CPU of the last range.
+    let cpu = usable.rsplit([',', '-']).next().expect("a CPU");
+    let setup = Setup::null(1 << 20);
+    let backend = setup.clone().iothread_options(&format!("cpu-affinity={cpu}")).start();
+    backend.device(&Profile::qemu()).queue().works();
+    let bound = format!("\nCpus_allowed_list:\t{cpu}\n");
+    assert!(backend.thread_status("t0").contains(&bound));
+    let (_, said) = setup.iothread_options("cpu-affinity=1023").try_start().expect_err("there is no such CPU");
+    assert!(said.contains("iothread \"t0\": cpu-affinity 1023: the daemon cannot use CPU 1023"), "{said}");
 }
 
 #[test]

@@ -107,6 +107,8 @@ impl Lane {
 
     fn run(&self) -> ! {
         let _abort = AbortOnPanic;
+        // Every disk's worker, wherever the iothread is bound that happened to need one more.
+        sys::run_anywhere();
         let mut state = self.state();
         loop {
             let Some(job) = state.jobs.pop_front() else {

@@ -11,7 +11,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::options::{
-    CacheMode, ChardevConfig, ChardevKind, Config, Disk, ExportConfig, IothreadConfig, MonitorConfig,
+    CacheMode, ChardevConfig, ChardevKind, Config, Cpus, Disk, ExportConfig, IothreadConfig, MonitorConfig,
     POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SandboxArgs, SocketAddress, Step, UsageError,
     check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
@@ -100,6 +100,10 @@ pub struct ServeArgs {
     )]
     iothreads: u16,
 
+    /// The CPUs that the threads may run on, as 0-3,8 [default: all that the daemon may]
+    #[arg(long, value_name = "LIST", help_heading = "Threads")]
+    cpus: Option<Cpus>,
+
     /// How long a thread polls for work before it sleeps, at most, in nanoseconds; 0 never polls
     #[arg(
         long,
@@ -187,6 +191,7 @@ impl ServeArgs {
         let iothread = IothreadConfig {
             poll_max_ns: self.poll_max_ns,
             aio_engine: self.aio_engine,
+            cpu_affinity: self.cpus,
             ..IothreadConfig::new(Disk::IOTHREAD_NAME)
         };
         disk.configure(&mut config, export, self.iothreads, &iothread)?;
@@ -250,7 +255,7 @@ fn description(config: &Config, export: &ExportConfig) -> String {
         if direct { "direct I/O" } else { "host page cache" },
         if export.writethrough { "write-through" } else { "write-back" },
         counted(usize::from(export.num_queues), "queue"),
-        counted(export.iothreads.len().max(1), "iothread"),
+        counted(export.queue_mapping.iothreads.len().max(1), "iothread"),
         export.logical_block_size,
         export.serial,
     )
@@ -298,7 +303,7 @@ fn counted(number: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{self, Invocation};
+    use crate::options::{self, Invocation, QueueMapping};
 
     fn config(args: &[&str]) -> Result<Config, UsageError> {
         match options::parse(["blockport", "serve"].iter().chain(args))? {
@@ -319,7 +324,7 @@ mod tests {
         let socket = SocketAddress::Unix { path: "/s".into(), mode: Some(0o600), group: None };
         let expected = ExportConfig {
             writable: true,
-            iothreads: vec!["iothread0".into()],
+            queue_mapping: QueueMapping { iothreads: vec!["iothread0".into()], queues: Vec::new() },
             ..ExportConfig::new("disk", "disk", socket)
         };
         assert_eq!(export(&["/nowhere/d", "--socket", "/s"]), expected);
@@ -339,6 +344,7 @@ mod tests {
             "--cache=directsync",
             "--poll-max-ns=0",
             "--aio-engine=threads",
+            "--cpus=0,2",
             "--socket-mode=0660",
             "--socket-group=kvm",
             "--seg-max=254",
@@ -347,7 +353,7 @@ mod tests {
         let socket = SocketAddress::Unix { path: "/s".into(), mode: Some(0o660), group: Some("kvm".into()) };
         let expected = ExportConfig {
             num_queues: 4,
-            iothreads: vec!["iothread0".into(), "iothread1".into()],
+            queue_mapping: QueueMapping { iothreads: vec!["iothread0".into(), "iothread1".into()], queues: Vec::new() },
             serial: "SN".into(),
             logical_block_size: 4096,
             writethrough: true,
@@ -361,6 +367,7 @@ mod tests {
             panic!("{:?}", config.steps);
         };
         assert_eq!((first.poll_max_ns, first.aio_engine), (0, AioEngine::Threads));
+        assert_eq!(first.cpu_affinity, "0,2".parse().ok());
         assert_eq!(node.peek_str("driver"), Some("qcow2"));
         assert_eq!(node.to_json()["read-only"], true);
     }
@@ -377,6 +384,7 @@ mod tests {
             ("--socket-mode=0999", "octal"),
             ("--poll-max-ns=-1", "--poll-max-ns"),
             ("--aio-engine=aio", "io_uring"),
+            ("--cpus=x", "numbers of CPUs"),
             ("--queue-size-max=3", "power of two"),
             ("--seg-max=2000", "--seg-max"),
         ] {

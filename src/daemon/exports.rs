@@ -147,7 +147,8 @@ fn start(config: ExportConfig, graph: &Graph, objects: &mut Objects, notifier: N
     if config.writable && node.is_read_only() {
         return Err(OpenError(format!("it is writable, but node \"{}\" is read-only", node.name())));
     }
-    let (iothreads, remotes) = objects.remotes(&config.iothreads)?;
+    let (iothreads, remotes) = objects.remotes(&config.queue_mapping.iothreads)?;
+    let remotes = config.queue_mapping.spread(remotes);
     let address = socket_address(&config.socket)?;
     let backend = graph.create_backend(&config.id);
     backend.set_block_size(config.logical_block_size);

@@ -8,6 +8,7 @@ use blockport_block::aio::{AioRemote, AioSettings, Iothread, PollSettings};
 use blockport_block::{OpenError, OpenResult};
 use nix::unistd::Pid;
 
+use super::affinity;
 use crate::options::IothreadConfig;
 
 /// The iothread of exports that name none.
@@ -51,6 +52,9 @@ impl Objects {
             .map_err(|e| refuse(&e))?;
         let thread_id = iothread.remote().call(|_, answer| answer.give(nix::unistd::gettid()));
         let thread_id = thread_id.ok_or_else(|| refuse(&"it ended before it began"))?;
+        if let Some(cpus) = &config.cpu_affinity {
+            affinity::bind(thread_id, cpus).map_err(|e| refuse(&e))?;
+        }
         self.iothreads.insert(id, IothreadObject { iothread, config, thread_id });
         Ok(())
     }

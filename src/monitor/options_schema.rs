@@ -52,6 +52,16 @@ fn kind(schema: &mut Schema, kind: OptionKind) -> String {
         OptionKind::TextOrList => {
             schema.alternate("StrOrList", |schema| vec![String::describe(schema), Vec::<String>::describe(schema)])
         }
+        OptionKind::Cpus => {
+            schema.alternate("CpuSet", |schema| vec![String::describe(schema), Vec::<u64>::describe(schema)])
+        }
+        OptionKind::QueueMapping => {
+            let entry = schema.object("IOThreadVirtQueueMapping", |schema| {
+                let (iothread, vqs) = (String::describe(schema), Vec::<u64>::describe(schema));
+                vec![Member::required("iothread", iothread), Member::optional("vqs", vqs)]
+            });
+            schema.array(&entry)
+        }
         OptionKind::Address => schema.union("SocketAddress", "type", |schema| {
             let unix = schema.object("UnixSocketOptions", |schema| {
                 let (text, flag) = (String::describe(schema), bool::describe(schema));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use blockport_block::options::Options;
 use clap::ValueEnum;
 
-use super::{Config, ExportConfig, IothreadConfig, Step, UsageError};
+use super::{Config, ExportConfig, IothreadConfig, QueueMapping, Step, UsageError};
 
 /// How the host caches an image, by the names of `qemu-img -t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -96,7 +96,7 @@ impl Disk {
         }
         config.steps.push(Step::Blockdev(self.node(filename, cache)));
         config.steps.push(Step::Export(ExportConfig {
-            iothreads: names,
+            queue_mapping: QueueMapping { iothreads: names, queues: Vec::new() },
             writethrough: matches!(cache, CacheMode::Writethrough | CacheMode::Directsync),
             ..export
         }));
@@ -159,7 +159,7 @@ mod tests {
             },
         });
         assert_eq!(node.to_json(), expected);
-        assert_eq!(export.iothreads, ["iothread0", "iothread1"]);
+        assert_eq!(export.queue_mapping.iothreads, ["iothread0", "iothread1"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use blockport_block::options::{Options, Result, is_valid_id, parse_size};
 
+use super::queue_mapping::QueueMapping;
 use super::table::{self, OptionKind, OptionRow, optional, required};
 
 /// The most queues an export may have.
@@ -77,8 +78,8 @@ pub struct ExportConfig {
     pub logical_block_size: u32,
     /// Whether the write cache starts switched off, so that every write is stable before it is answered.
     pub writethrough: bool,
-    /// The iothreads its queues are spread over, in order. Empty: the daemon chooses.
-    pub iothreads: Vec<String>,
+    /// Where its queues are served.
+    pub queue_mapping: QueueMapping,
     /// What the guest reads as the disk's serial: at most [`SERIAL_LENGTH_MAX`] bytes. May be empty.
     pub serial: String,
     /// The largest virtqueue a front-end may set: a power of two from 2 to [`QUEUE_SIZE_MAX`].
@@ -104,6 +105,7 @@ pub const EXPORT_OPTIONS: &[OptionRow] = &[
     optional("logical-block-size", OptionKind::Number),
     optional("iothread", OptionKind::TextOrList),
     optional("iothreads", OptionKind::TextOrList),
+    optional("iothread-vq-mapping", OptionKind::QueueMapping),
     optional("fixed-iothread", OptionKind::Flag),
     optional("allow-inactive", OptionKind::Flag),
     optional("serial", OptionKind::Text),
@@ -129,7 +131,7 @@ impl ExportConfig {
             num_queues: 1,
             logical_block_size: 512,
             writethrough: false,
-            iothreads: Vec::new(),
+            queue_mapping: QueueMapping::default(),
             queue_size_max: QUEUE_SIZE_MAX,
             seg_max: SEG_MAX_DEFAULT,
             packed: true,
@@ -168,7 +170,7 @@ impl ExportConfig {
             export.logical_block_size = check_logical_block_size(bytes)
                 .map_err(|expected| options.invalid("logical-block-size", bytes, expected))?;
         }
-        export.iothreads = take_iothreads(&mut options)?;
+        export.queue_mapping = QueueMapping::take(&mut options, export.num_queues)?;
         // Channels are never moved to another iothread while an export is up, so this holds however it is set.
         options.take_bool("fixed-iothread")?;
         if options.take_bool("allow-inactive")? == Some(true) {
@@ -238,16 +240,6 @@ pub(super) fn take_fd(options: &mut Options, key: &str) -> Result<SocketAddress>
     match text.parse() {
         Ok(fd @ 0..) => Ok(SocketAddress::Fd(fd)),
         _ => Err(options.invalid(key, text, "the number of an inherited socket")),
-    }
-}
-
-/// Takes `iothread` (one, or a list) or `iothreads` (a list, or one). Empty if neither is given.
-fn take_iothreads(options: &mut Options) -> Result<Vec<String>> {
-    let one = options.take_str_or_list("iothread")?;
-    let several = options.take_str_or_list("iothreads")?;
-    match (one, several) {
-        (Some(_), Some(_)) => Err(options.conflict("iothread", "iothreads")),
-        (one, several) => Ok(one.or(several).unwrap_or_default()),
     }
 }
 
@@ -344,7 +336,7 @@ mod tests {
             num_queues: 256,
             logical_block_size: 4096,
             writethrough: true,
-            iothreads: vec!["a".into(), "b".into()],
+            queue_mapping: QueueMapping { iothreads: vec!["a".into(), "b".into()], queues: Vec::new() },
             serial: "SN-1".into(),
             queue_size_max: 1024,
             seg_max: 254,
@@ -372,7 +364,7 @@ mod tests {
                        "addr": {"type": "fd", "str": "3"}}"#;
         let export = ExportConfig {
             writable: true,
-            iothreads: vec!["t".into()],
+            queue_mapping: QueueMapping { iothreads: vec!["t".into()], queues: Vec::new() },
             ..ExportConfig::new("e", "n", SocketAddress::Fd(3))
         };
         assert_eq!(read(text).expect("json"), export);

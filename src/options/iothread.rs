@@ -5,6 +5,7 @@
 use blockport_block::aio::AioEngine;
 use blockport_block::options::{Options, Result, is_valid_id};
 
+use super::cpus::Cpus;
 use super::table::{self, OptionKind, OptionRow, optional, required};
 
 /// How long an iothread polls at most before it sleeps, in nanoseconds, unless stated.
@@ -23,6 +24,8 @@ pub struct IothreadConfig {
     pub poll_shrink: u64,
     /// What carries its I/O out.
     pub aio_engine: AioEngine,
+    /// The CPUs it may run on. `None`: all that the daemon may.
+    pub cpu_affinity: Option<Cpus>,
 }
 
 /// All options of an iothread, less `qom-type`.
@@ -32,6 +35,7 @@ pub const IOTHREAD_OPTIONS: &[OptionRow] = &[
     optional("poll-grow", OptionKind::Number),
     optional("poll-shrink", OptionKind::Number),
     optional("aio-engine", OptionKind::Choice("AioEngine", &["auto", "io_uring", "threads"])),
+    optional("cpu-affinity", OptionKind::Cpus),
 ];
 
 impl IothreadConfig {
@@ -43,6 +47,7 @@ impl IothreadConfig {
             poll_grow: 0,
             poll_shrink: 0,
             aio_engine: AioEngine::Auto,
+            cpu_affinity: None,
         }
     }
 
@@ -71,6 +76,7 @@ impl IothreadConfig {
         if let Some(engine) = options.take_enum("aio-engine", &AioEngine::NAMES)? {
             iothread.aio_engine = engine;
         }
+        iothread.cpu_affinity = Cpus::take(&mut options, "cpu-affinity")?;
         options.finish()?;
         Ok(iothread)
     }
@@ -100,9 +106,13 @@ mod tests {
             poll_grow: 3,
             poll_shrink: 4,
             aio_engine: AioEngine::Threads,
+            cpu_affinity: Some("0-1".parse().expect("a set")),
             ..IothreadConfig::new("t")
         };
-        assert_eq!(read("id=t,poll-max-ns=0,poll-grow=3,poll-shrink=4,aio-engine=threads").expect("all"), all);
+        assert_eq!(
+            read("id=t,poll-max-ns=0,poll-grow=3,poll-shrink=4,aio-engine=threads,cpu-affinity=0-1").expect("all"),
+            all
+        );
     }
 
     #[test]

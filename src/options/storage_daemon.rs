@@ -42,7 +42,7 @@ pub struct StorageDaemonArgs {
     /// An iothread runs queues of the exports that name it. It polls for up to poll-max-ns nanoseconds (32768) before
     /// it sleeps; 0 never polls. That time adapts by the factor poll-grow (2) and the divisor poll-shrink (0: from the
     /// start). aio-engine says what carries its I/O out: io_uring, threads (slower), or auto (the default), which is
-    /// threads where there is no io_uring.
+    /// threads where there is no io_uring. cpu-affinity=0-3 binds it to CPUs.
     ///
     /// A throttle-group limits what all nodes of driver `throttle` that name it do together. LIMIT is iops-total, or
     /// iops-read and iops-write, operations per second, and bps-total, or bps-read and bps-write, bytes per second; each
@@ -67,7 +67,8 @@ pub struct StorageDaemonArgs {
     ///
     /// addr.type=fd,addr.str=N takes an inherited socket instead, listening or connected. Further options: writable=on
     /// (off), num-queues=1..256 (1), logical-block-size=SIZE (512), writethrough=on (off), iothread=ID or
-    /// iothreads.0=ID,iothreads.1=ID..., fixed-iothread, serial=TEXT of at most 20 bytes (the id), queue-size-max=N
+    /// iothreads.0=ID,iothreads.1=ID... (queues in turn) or iothread-vq-mapping.0.iothread=ID,
+    /// iothread-vq-mapping.0.vqs.0=N... (each queue exactly once), fixed-iothread, serial=TEXT of at most 20 bytes (the id), queue-size-max=N
     /// (32768), seg-max=1..1024 (126), packed=off (on), socket-mode=OCTAL and socket-group=GROUP (by the umask).
     #[arg(long, value_name = "EXPORT")]
     export: Vec<String>,
@@ -180,7 +181,8 @@ fn object(text: &str) -> Result<Object, UsageError> {
     match text {
         "help" | "?" => return Ok(Object::Help("Objects:\n  iothread\n  throttle-group\n".to_owned())),
         "iothread,help" | "iothread,?" => {
-            let properties = "  aio-engine=<auto|io_uring|threads>\n  poll-grow=<int>\n  poll-max-ns=<int>\n";
+            let properties =
+                "  aio-engine=<auto|io_uring|threads>\n  cpu-affinity=<list>\n  poll-grow=<int>\n  poll-max-ns=<int>\n";
             return Ok(Object::Help(format!("iothread properties:\n{properties}  poll-shrink=<int>\n")));
         }
         "throttle-group,help" | "throttle-group,?" => {

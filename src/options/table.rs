@@ -18,6 +18,10 @@ pub enum OptionKind {
     Choice(&'static str, &'static [&'static str]),
     /// Text, or a list of texts.
     TextOrList,
+    /// Text of ranges, or a list of numbers.
+    Cpus,
+    /// A list of iothreads, each with a list of queues.
+    QueueMapping,
     /// A socket's address.
     Address,
 }

@@ -86,7 +86,7 @@ answer! {
 
 fn query_iothreads(daemon: &mut Daemon, _: NoArguments) -> CommandResult<Vec<IothreadInfo>> {
     let info = |object: &IothreadObject| {
-        let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink, aio_engine } = object.config().clone();
+        let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink, aio_engine, .. } = object.config().clone();
         let (thread_id, aio_engine) = (object.thread_id(), engine_name(aio_engine).to_owned());
         IothreadInfo { id, thread_id, poll_max_ns, poll_grow, poll_shrink, aio_max_batch: 0, aio_engine }
     };
@@ -99,6 +99,9 @@ fn engine_name(engine: AioEngine) -> &'static str {
 
 /// The properties of an iothread that can be changed.
 const PROPERTIES: &[&str] = &["poll-grow", "poll-max-ns", "poll-shrink"];
+
+/// Those that cannot.
+const FIXED_PROPERTIES: &[&str] = &["aio-engine", "cpu-affinity"];
 
 /// Where an object model's path leads.
 enum Place<'a> {
@@ -173,6 +176,7 @@ fn qom_list(daemon: &mut Daemon, arguments: QomPath) -> CommandResult<Vec<Object
         Place::Iothread(_) => {
             list.extend(PROPERTIES.iter().map(|name| property(name, "int")));
             list.push(property("aio-engine", "AioEngine"));
+            list.push(property("cpu-affinity", "str"));
         }
     }
     Ok(list)
@@ -196,6 +200,9 @@ fn qom_get(daemon: &mut Daemon, arguments: QomProperty) -> CommandResult<Value> 
         (Place::Iothread(object), "poll-grow") => Some(object.config().poll_grow.into()),
         (Place::Iothread(object), "poll-shrink") => Some(object.config().poll_shrink.into()),
         (Place::Iothread(object), "aio-engine") => Some(engine_name(object.config().aio_engine).into()),
+        (Place::Iothread(object), "cpu-affinity") => {
+            Some(object.config().cpu_affinity.as_ref().map(ToString::to_string).unwrap_or_default().into())
+        }
         (Place::Iothread(_), _) => None,
         (Place::ThrottleGroup(group), "limits") => {
             Some(group.limits().values().into_iter().map(|(name, value)| (name, Value::from(value))).collect())
@@ -229,11 +236,12 @@ fn qom_set(daemon: &mut Daemon, arguments: QomSet) -> CommandResult<Done> {
                 "poll-shrink": old.poll_shrink, "aio-engine": engine_name(old.aio_engine),
             });
             options[property.as_str()] = value;
-            let config = IothreadConfig::from_options(Options::from_json(options)?)?;
+            let cpu_affinity = old.cpu_affinity.clone();
+            let config = IothreadConfig { cpu_affinity, ..IothreadConfig::from_options(Options::from_json(options)?)? };
             daemon.objects.set_iothread(config)?;
         }
-        Place::Iothread(_) if property == "aio-engine" => {
-            return Err(CommandError::new("Property 'iothread.aio-engine' cannot be changed"));
+        Place::Iothread(_) if FIXED_PROPERTIES.contains(&property.as_str()) => {
+            return Err(CommandError::new(format!("Property 'iothread.{property}' cannot be changed")));
         }
         // Limits that are not given stay as they are.
         Place::ThrottleGroup(group) if property == "limits" || property.starts_with("x-") => {
