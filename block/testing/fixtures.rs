@@ -207,7 +207,7 @@ fn qcow2(name: &'static str, place: TempDir, more: &str, create: CreateOptions) 
     let path = place.path("disk.qcow2");
     std::fs::write(&path, new_image(&create).expect("the options agree")).expect("the directory is writable");
     let options = format!("qcow2,file.driver=file,file.filename={path}{more}");
-    Fixture { name, driver: "qcow2", options, persists: true, resizes: false, _place: Some(place), ..PLAIN }
+    Fixture { name, driver: "qcow2", options, persists: true, _place: Some(place), ..PLAIN }
 }
 
 fn on_file(

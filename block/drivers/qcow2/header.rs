@@ -11,7 +11,7 @@ pub(super) const MAGIC: u32 = 0x5146_49fb;
 pub(super) const HEADER_SECTOR: usize = 512;
 /// The largest cluster, and so the most that a header takes.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
-const L1_BYTES_MAX: u64 = 32 << 20;
+pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65_536;
 const BITMAPS_MAX: u32 = 65_535;
@@ -360,6 +360,15 @@ impl HeaderSector {
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    pub(super) fn set_size(&mut self, bytes: u64) {
+        self.put(24, &bytes.to_be_bytes());
+    }
+
+    pub(super) fn set_l1(&mut self, entries: u32, offset: u64) {
+        self.put(36, &entries.to_be_bytes());
+        self.put(40, &offset.to_be_bytes());
     }
 
     pub(super) fn set_refcount_table(&mut self, offset: u64, clusters: u32) {

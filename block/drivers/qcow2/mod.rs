@@ -22,6 +22,7 @@ mod mapping;
 mod open;
 mod read;
 mod refcounts;
+mod resize;
 mod state;
 mod tables;
 mod write;
@@ -211,7 +212,17 @@ impl BlockDriver for Qcow2 {
     }
 
     fn resize(&self, bytes: u64) -> OpenResult {
-        Err(OpenError(format!("a qcow2 image cannot be resized yet (to {bytes} bytes)")))
+        // An external data file that is a raw image by itself has the size of the disk.
+        let raw = self.data_file().filter(|_| self.image.geometry.raw_data);
+        let grows = bytes > self.length();
+        if let Some(raw) = raw.filter(|_| grows) {
+            raw.node().resize(bytes)?;
+        }
+        self.blocking(async move |channel| channel.resize(bytes).await)?;
+        match raw.filter(|_| !grows) {
+            Some(raw) => raw.node().resize(bytes),
+            None => Ok(()),
+        }
     }
 
     fn activate(&self) -> OpenResult {

@@ -102,6 +102,63 @@ fn an_external_data_file_keeps_what_is_written() {
     }
 }
 
+/// Random requests, a random new size, and again: what is left stays, what is new is zero whatever lies behind.
+fn run_with_resizes(seed: u64, path: &str, options: &str, largest: u64) {
+    let (graph, node) = opened(&format!("qcow2,discard=unmap,file.driver=file,file.filename={path}{options}"));
+    let child = user(&node, 1);
+    let context = context();
+    let mut random = Random::new(seed);
+    let before = channel(&child, &context);
+    let mut content = context.run_until(async move { read(&before, 0, before.length()).await });
+    for round in 0..12 {
+        let size = (random.below(largest / 512) + 1) * 512;
+        let size = if random.one_in(3) { size.next_multiple_of(65536) } else { size };
+        node.resize(size).expect("it can be resized");
+        content.resize(size as usize, 0);
+        let channel = channel(&child, &context);
+        let expected = content;
+        content = context.run_until(async move {
+            assert_eq!(channel.length(), size);
+            let got = read(&channel, 0, size).await;
+            let differs = (0..got.len()).find(|at| got[*at] != expected[*at]);
+            assert_eq!(differs, None, "the first byte that differs after round {round}");
+            let mut oracle = Oracle::new(channel, true, seed * 100 + round).await;
+            for _ in 0..8 {
+                oracle.batch().await;
+            }
+            oracle.verify().await;
+            oracle.content().to_vec()
+        });
+    }
+    drop((child, node, graph));
+    check_clean(path);
+    compare(path, &content);
+}
+
+#[test]
+fn resizing_keeps_what_is_left_and_shows_nothing_older() {
+    for (seed, cluster_size, extended_l2, version, raw) in [
+        (600, 512, false, 3, false),
+        (601, 4096, false, 2, false),
+        (602, 65536, false, 3, false),
+        (603, 16384, true, 3, false),
+        (604, 4096, false, 3, true),
+    ] {
+        let place = TempDir::in_memory();
+        let options = CreateOptions { size: 1 << 20, cluster_size, extended_l2, version, ..Default::default() };
+        let path = place.path("disk");
+        let data_file = raw.then(|| place.file("data", 1 << 20));
+        create(&path, &CreateOptions { data_file, data_file_raw: raw, ..options.clone() });
+        run_with_resizes(seed, &path, "", 3 << 20);
+        if !raw {
+            create_raw(&place.path("base"), &Random::new(seed).bytes(2 << 20));
+            let backing = Some(("base".to_owned(), "raw".to_owned()));
+            create(&path, &CreateOptions { backing, ..options });
+            run_with_resizes(seed + 50, &path, if cluster_size == 512 { SMALL } else { "" }, 3 << 20);
+        }
+    }
+}
+
 /// A chain of three: raw, then two images; each with a size and content of its own.
 fn chain(seed: u64, place: &TempDir, sizes: [u64; 3], top: CreateOptions) -> String {
     let mut random = Random::new(seed);
