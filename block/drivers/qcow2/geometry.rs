@@ -12,7 +12,7 @@ const COMPRESSED: u64 = 1 << 62;
 /// Bit 0 of an L2 entry that is not extended.
 const ZERO: u64 = 1;
 /// Bits 9 to 55.
-const OFFSET_MASK: u64 = (HOST_OFFSET_END - 1) & !0x1ff;
+pub(super) const OFFSET_MASK: u64 = (HOST_OFFSET_END - 1) & !0x1ff;
 /// The largest piece of a table that is cached as one, in bytes: refcounts.
 const REFCOUNT_UNIT_MAX: u64 = 64 << 10;
 

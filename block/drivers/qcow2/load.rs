@@ -2,6 +2,7 @@
 //! clusters that hold metadata; it leaves L2 tables and refcounts to be read when they are needed.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 use super::allocation::InFlightAllocations;
 use super::cache::{Cache, NumberSet};
@@ -72,7 +73,13 @@ const MIN_PIECES: usize = 4;
 impl Channel {
     /// Reads the image's tables and checks them as far as a writer relies on them.
     pub(super) async fn load(&self, caches: CacheSizes) -> OpenResult {
-        let (header, cluster) = read_header(&self.file).await?;
+        let (mut header, mut cluster) = read_header(&self.file).await?;
+        if self.image.writable
+            && header.incompatible & (incompatible::DIRTY | incompatible::CORRUPT) == incompatible::DIRTY
+        {
+            self.repair_dirty(header, &cluster).await?;
+            (header, cluster) = read_header(&self.file).await?;
+        }
         let expected = self.image.geometry;
         let geometry = Geometry::new(&header, expected.slice_bytes());
         if geometry != expected {
@@ -84,11 +91,12 @@ impl Channel {
         let unreadable = |what: &str, e| OpenError(format!("{what} cannot be read: {e}"));
         let l1 = self.read_words(header.l1_offset, u64::from(header.l1_entries) * 8).await;
         state.l1 = l1.map_err(|e| unreadable("the L1 table", e))?;
-        if self.image.writable {
+        let for_repair = self.image.for_repair.load(Ordering::Relaxed);
+        if self.image.writable && !for_repair {
             self.load_for_writing(&mut state, &header).await?;
         }
-        self.image.size.store(header.size, std::sync::atomic::Ordering::Relaxed);
-        self.image.broken.store(false, std::sync::atomic::Ordering::Relaxed);
+        self.image.size.store(header.size, Ordering::Relaxed);
+        self.image.broken.store(for_repair, Ordering::Relaxed);
         let mut current = self.image.lock();
         // Channels may outlive an activation.
         state.channels = std::mem::take(&mut current.channels);
@@ -96,16 +104,28 @@ impl Channel {
         Ok(())
     }
 
+    /// Makes the refcounts anew of an image that was not closed after writing with lazy refcounts.
+    async fn repair_dirty(&self, header: Header, cluster: &[u8]) -> OpenResult {
+        {
+            let mut state = self.image.lock();
+            state.header_sector = HeaderSector::new(cluster);
+            state.header = header;
+        }
+        let report = self.repair().await?;
+        if report.errors > 0 {
+            let errors = report.errors;
+            return Err(OpenError(format!(
+                "it was not closed properly, and has {errors} errors that cannot be repaired"
+            )));
+        }
+        tracing::info!("node \"{}\": it was not closed properly; its refcounts were repaired", self.image.name);
+        Ok(())
+    }
+
     async fn load_for_writing(&self, state: &mut State, header: &Header) -> OpenResult {
         if header.incompatible & incompatible::CORRUPT != 0 {
             return Err(OpenError::new(
                 "it is marked as corrupt: it can be opened with read-only=on, and is to be repaired before it is written",
-            ));
-        }
-        if header.incompatible & incompatible::DIRTY != 0 {
-            return Err(OpenError::new(
-                "it was not closed after writing with lazy refcounts: it is to be repaired before it is written \
-                 (qemu-img check -r all)",
             ));
         }
         let cluster = state.geometry.cluster_size();

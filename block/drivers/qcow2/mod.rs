@@ -10,6 +10,7 @@
 mod allocation;
 mod cache;
 mod channel;
+mod check;
 mod clear;
 mod create;
 mod decompress;
@@ -22,14 +23,17 @@ mod mapping;
 mod open;
 mod read;
 mod refcounts;
+mod repair;
 mod resize;
 mod state;
 mod tables;
 mod write;
 mod writeback;
 
+pub use check::CheckReport;
 pub use create::{CreateOptions, new_image};
 
+use std::any::Any;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,7 +48,7 @@ use crate::driver::{BlockDriver, BlockFuture, BlockStatus, BoxFuture, IoChannel,
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
 use crate::iovec::IoVec;
 use crate::limits::BlockLimits;
-use crate::node::SECTOR;
+use crate::node::{Node, SECTOR};
 use crate::permissions::{PermissionSet, Permissions};
 
 pub(super) const ROW: DriverRow = DriverRow {
@@ -63,6 +67,7 @@ pub(super) const ROW: DriverRow = DriverRow {
         ("refcount-cache-size", "memory for refcounts, in bytes, default 2M"),
         ("cache-size", "memory for both together, in bytes"),
         ("pass-discard-request", "on, off: discard in the file what is no longer used; default as the option discard"),
+        ("x-repair", "on: only to be repaired, also if it is marked as corrupt; off (default)"),
         ("overlap-check", "constant, cached, all: metadata is never written over; all are the same here"),
     ],
     open: open::open,
@@ -138,8 +143,8 @@ impl Qcow2 {
         }
     }
 
-    /// Writes back what is dirty and forgets what is cached.
-    fn close(&self) -> OpenResult {
+    /// Writes back what is dirty, and what that sets free.
+    fn write_back(&self) -> OpenResult {
         let dirty = self.image.writable && !self.image.is_broken() && {
             let state = self.image.lock();
             state.is_dirty() || !state.retired.is_empty()
@@ -154,6 +159,29 @@ impl Qcow2 {
                 Ok(())
             })?;
         }
+        Ok(())
+    }
+
+    fn check(&self, repair: bool) -> OpenResult<CheckReport> {
+        self.write_back()?;
+        if !repair {
+            return self.blocking(async |channel| channel.check().await);
+        }
+        if !self.image.writable {
+            return Err(OpenError::new("it is open for reading only, and so cannot be repaired"));
+        }
+        let report = self.blocking(async |channel| channel.repair().await)?;
+        if report.errors == 0 {
+            self.image.for_repair.store(false, Ordering::Relaxed);
+        }
+        let caches = self.caches;
+        self.blocking(async move |channel| channel.load(caches).await)?;
+        Ok(report)
+    }
+
+    /// Writes back what is dirty and forgets what is cached.
+    fn close(&self) -> OpenResult {
+        self.write_back()?;
         let mut state = self.image.lock();
         let empty =
             state::State::unloaded(state.geometry, state.header.clone(), state.header_sector.clone(), self.caches);
@@ -161,6 +189,21 @@ impl Qcow2 {
         *state = state::State { channels, ..empty };
         Ok(())
     }
+}
+
+/// Checks an active qcow2 node with no request in flight, and repairs it if asked. A node that was opened with `x-repair`
+/// can be used once no error is left.
+///
+/// # Errors
+/// The node is no qcow2 image, cannot be read, or cannot be written and is to be repaired.
+pub fn check(node: &Node, repair: bool) -> OpenResult<CheckReport> {
+    let driver = node.driver();
+    let driver: &dyn Any = &*driver;
+    let Some(image) = driver.downcast_ref::<Qcow2>() else {
+        return Err(OpenError(format!("node \"{}\" is no qcow2 image", node.name())));
+    };
+    let checked = if node.is_active() { image.check(repair) } else { Err(OpenError::new("it is inactive")) };
+    checked.map_err(|e| e.context(format_args!("node \"{}\"", node.name())))
 }
 
 /// Runs work on a loop of its own, on a thread that ends with it.

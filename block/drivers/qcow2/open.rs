@@ -25,6 +25,7 @@ struct Settings {
     caches: CacheSizes,
     slice_bytes: u64,
     pass_discards: bool,
+    for_repair: bool,
 }
 
 impl Settings {
@@ -57,6 +58,7 @@ impl Settings {
             }
         };
         let pass_discards = options.take_bool("pass-discard-request")?.unwrap_or(discard);
+        let for_repair = options.take_bool("x-repair")?.unwrap_or(false);
         let checks = [("constant", ()), ("cached", ()), ("all", ())];
         options.take_enum("overlap-check", &checks)?;
         options.take_unsupported(&[
@@ -67,7 +69,7 @@ impl Settings {
             "cache-clean-interval",
             "encrypt",
         ])?;
-        Ok(Self { caches, slice_bytes, pass_discards })
+        Ok(Self { caches, slice_bytes, pass_discards, for_repair })
     }
 }
 
@@ -101,6 +103,7 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
         name: node.name.clone(),
         geometry,
         writable,
+        for_repair: AtomicBool::new(settings.for_repair && writable),
         pass_discards: settings.pass_discards,
         size,
         broken: AtomicBool::new(false),

@@ -91,7 +91,7 @@ impl Channel {
     }
 
     /// Writes the header's sector, stable.
-    async fn write_header(&self) -> BlockResult {
+    pub(super) async fn write_header(&self) -> BlockResult {
         let sector = self.image.lock().header_sector.bytes().to_vec();
         self.write_bytes(0, &sector).await?;
         self.file.flush().await

@@ -73,6 +73,8 @@ pub(super) struct Image {
     pub name: String,
     pub geometry: Geometry,
     pub writable: bool,
+    /// Opened to be repaired, and for nothing else until that is done.
+    pub for_repair: AtomicBool,
     /// What nobody needs any more is discarded in the file.
     pub pass_discards: bool,
     /// The size of the disk in bytes.

@@ -180,7 +180,7 @@ fn a_header_past_its_limits_is_refused_by_what_it_says() {
         let error = open(&options(&path)).err().expect("refused");
         assert!(error.0.contains(expected), "{error}");
     }
-    for (bits, expected) in [(1u64, "lazy refcounts"), (2, "marked as corrupt")] {
+    for (bits, expected) in [(2u64, "marked as corrupt"), (3, "marked as corrupt")] {
         let mut changed = bytes.clone();
         put(&mut changed, 72, &bits.to_be_bytes());
         create_raw(&path, &changed);

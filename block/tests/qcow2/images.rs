@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use blockport_block::drivers::qcow2::{CreateOptions, new_image};
+use blockport_block::drivers::qcow2::{CreateOptions, check, new_image};
+
+use crate::testing::opened;
 
 /// Makes an image.
 pub fn create(path: &str, options: &CreateOptions) {
@@ -47,8 +49,13 @@ pub fn qemu_img(arguments: &[&str]) -> bool {
     }
 }
 
-/// Neither an error nor a leak.
+/// Neither an error nor a leak, for QEMU and for us.
 pub fn check_clean(path: &str) {
+    {
+        let (_graph, node) = opened(&format!("qcow2,read-only=on,file.driver=file,file.filename={path}"));
+        let report = check(&node, false).expect("it can be read");
+        assert_eq!((report.errors, report.leaks), (0, 0), "{report:?}");
+    }
     qemu_img(&["check", "-q", "-f", "qcow2", path]);
 }
 

@@ -1,5 +1,6 @@
 //! Tests of the format qcow2, in one binary: against a model, against QEMU's programs, after crashes, on hostile images.
 
+mod checks;
 mod crash;
 mod differential;
 mod foreign;
