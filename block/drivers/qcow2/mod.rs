@@ -42,7 +42,7 @@ use self::channel::Channel;
 use self::load::CacheSizes;
 use self::state::Image;
 use super::{DriverKind, DriverRow};
-use crate::aio::{AioContext, AioSettings};
+use crate::aio::{AioContext, AioEngine, AioSettings};
 use crate::child::Child;
 use crate::driver::{BlockDriver, BlockFuture, BlockStatus, BoxFuture, IoChannel, WriteFlags};
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
@@ -210,7 +210,9 @@ pub fn check(node: &Node, repair: bool) -> OpenResult<CheckReport> {
 fn on_own_loop<T: Send>(work: impl FnOnce(&AioContext) -> OpenResult<T> + Send) -> OpenResult<T> {
     std::thread::scope(|scope| {
         let run = || {
-            let context = AioContext::new(AioSettings::default());
+            // Without a ring: the sandbox allows no new ones, and there is nothing to be gained by one here.
+            let settings = AioSettings { engine: AioEngine::Threads, ..AioSettings::default() };
+            let context = AioContext::new(settings);
             let context = context.map_err(|e| OpenError(format!("no event loop can be made: {e}")))?;
             work(&context)
         };
