@@ -35,6 +35,7 @@ mod multiqueue;
 mod notifications;
 mod packed_rings;
 mod profiles;
+mod qcow2;
 mod requests;
 mod ring_descriptors;
 mod rings;

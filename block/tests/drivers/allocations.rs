@@ -4,10 +4,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use blockport_block::drivers::qcow2::{CreateOptions, new_image};
 use blockport_block::iovec::AlignedBuffer;
 use blockport_block::{BlockBackend, BlockResult};
 
-use crate::testing::{TempDir, context, opened, writer};
+use crate::testing::{TempDir, channel, context, opened, user, writer};
 
 struct Counting;
 
@@ -78,31 +79,56 @@ fn requests_do_not_allocate() {
         "blkdebug,inject-error.0.event=read_aio,inject-error.0.sector=2000,image.driver=memory,image.size=1M"
             .to_owned(),
     ] {
-        let (_graph, node) = opened(&options);
-        let backend = BlockBackend::with_root("b", node, writer()).expect("nobody else uses the node");
-        let context = context();
-        let channel = backend.channel(&context).expect("the node is active");
-        let counted = context.run_until(async move {
-            let buffer = AlignedBuffer::new(8192, 4096);
-            let pieces: Vec<_> = (0..16).map(|i| buffer.iov().part(i * 512, 512)).collect();
-            let mut counted = Vec::new();
-            for turn in 0..200u64 {
-                let before = allocations();
-                let mut results: [BlockResult; 3] = [Ok(()); 3];
-                results[0] = channel.pwritev(turn * 512, &[buffer.iov()]).await;
-                results[1] = channel.preadv(turn * 512, &pieces).await;
-                if turn % 64 == 0 {
-                    results[2] = channel.flush().await;
-                }
-                let now = allocations() - before;
-                assert_eq!(results, [Ok(()); 3]);
-                // The loop's own lists find their sizes in the first turns.
-                if turn >= 10 && now > 0 {
-                    counted.push((turn, now));
-                }
+        assert_eq!(allocating_turns(&options), [], "turns and their allocations on {options}");
+    }
+}
+
+/// Writes and reads the first 108 KiB again and again; the turns that allocated, with how often.
+fn allocating_turns(options: &str) -> Vec<(u64, u64)> {
+    let (_graph, node) = opened(options);
+    let backend = BlockBackend::with_root("b", node, writer()).expect("nobody else uses the node");
+    let context = context();
+    let channel = backend.channel(&context).expect("the node is active");
+    context.run_until(async move {
+        let buffer = AlignedBuffer::new(8192, 4096);
+        let pieces: Vec<_> = (0..16).map(|i| buffer.iov().part(i * 512, 512)).collect();
+        let mut counted = Vec::new();
+        for turn in 0..200u64 {
+            let before = allocations();
+            let mut results: [BlockResult; 3] = [Ok(()); 3];
+            results[0] = channel.pwritev(turn * 512, &[buffer.iov()]).await;
+            results[1] = channel.preadv(turn * 512, &pieces).await;
+            if turn % 64 == 0 {
+                results[2] = channel.flush().await;
             }
-            counted
+            let now = allocations() - before;
+            assert_eq!(results, [Ok(()); 3]);
+            // The loop's own lists find their sizes in the first turns.
+            if turn >= 10 && now > 0 {
+                counted.push((turn, now));
+            }
+        }
+        counted
+    })
+}
+
+#[test]
+fn requests_to_mapped_clusters_do_not_allocate() {
+    for (cluster_size, extended_l2) in [(4096, false), (65536, false), (16384, true)] {
+        let place = TempDir::on_disk();
+        let path = place.path("disk");
+        let create = CreateOptions { size: 1 << 20, cluster_size, extended_l2, ..CreateOptions::default() };
+        std::fs::write(&path, new_image(&create).expect("valid options")).expect("the directory is writable");
+        let options = format!("qcow2,file.driver=file,file.filename={path}");
+        let (graph, node) = opened(&options);
+        let child = user(&node, 512);
+        let context = context();
+        let channel = channel(&child, &context);
+        context.run_until(async move {
+            let buffer = AlignedBuffer::new(1 << 20, 4096);
+            assert_eq!(channel.pwritev(0, &[buffer.iov()], Default::default()).await, Ok(()));
         });
-        assert_eq!(counted, [], "turns and their allocations on {options}");
+        drop((child, node, graph));
+        assert_eq!(allocating_turns(&options), [], "turns and their allocations in clusters of {cluster_size} bytes");
     }
 }
