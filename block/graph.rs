@@ -99,7 +99,10 @@ impl Graph {
     }
 
     /// Opens a node that closes with its last user. It needs no name.
-    pub(crate) fn open_unowned(&self, options: Options) -> OpenResult<Arc<Node>> {
+    ///
+    /// # Errors
+    /// As for [`Graph::blockdev_add`].
+    pub fn open_unowned(&self, options: Options) -> OpenResult<Arc<Node>> {
         self.open(options, Inherited::TOP)
     }
 

@@ -22,7 +22,7 @@ use crate::monitor::events::{Event, Shutdown, ShutdownCause};
 use crate::options::{ChardevConfig, ChardevKind, Config, ExportConfig, IothreadConfig, Step, ThrottleGroupConfig};
 use crate::sandbox::Sandbox;
 pub use exports::{Export, Exports, socket_address};
-use notices::Notices;
+use notices::{Notice, Notices};
 pub use objects::{IothreadObject, Objects};
 use pidfile::Pidfile;
 
@@ -41,6 +41,8 @@ pub fn run(config: Config) -> OpenResult {
     let sandbox = Sandbox::prepare(&config)?;
     let notices = Notices::new().map_err(|e| OpenError(format!("eventfd: {e}")))?;
     signals::start(blocked, notices.notifier())?;
+    let notifier = notices.notifier();
+    blockport_block::event::set_sink(move |event| notifier.send(Notice::Event(event)));
     let mut daemon = Daemon::new(notices);
     for step in config.steps {
         daemon.step(step)?;

@@ -18,7 +18,6 @@ const LOGICAL_BLOCK_SIZE_USUAL: u32 = 4096;
 /// A disk that is served.
 pub struct Export {
     export: VhostUserBlkExport,
-    node_name: String,
     iothreads: Vec<String>,
 }
 
@@ -26,11 +25,6 @@ impl Export {
     /// Its name.
     pub fn id(&self) -> &str {
         self.export.id()
-    }
-
-    /// The node that it was made for.
-    pub fn node_name(&self) -> &str {
-        &self.node_name
     }
 
     /// The drive.
@@ -171,7 +165,7 @@ fn start(config: ExportConfig, graph: &Graph, objects: &mut Objects, notifier: N
     let id = settings.id.clone();
     let on_end = Box::new(move || notifier.send(Notice::ExportEnded(id)));
     let export = VhostUserBlkExport::start(backend, settings, remotes, &address, on_end).map_err(OpenError::new)?;
-    Ok(Export { export, node_name: config.node_name, iothreads })
+    Ok(Export { export, iothreads })
 }
 
 fn log_statistics(id: &str, backend: &Arc<BlockBackend>) {

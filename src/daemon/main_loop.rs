@@ -64,6 +64,7 @@ impl Daemon {
     fn heed_notices(&mut self) {
         for notice in self.notices.take() {
             match notice {
+                Notice::Event(event) => self.raise(event),
                 Notice::Signal(signal) => self.end = Some(End::Signal(signal)),
                 Notice::ExportEnded(id) => {
                     // A command may have removed it meanwhile.

@@ -6,14 +6,20 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use blockport_block::event::BlockEvent;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
+
+/// How many events wait for the main thread.
+const EVENTS_MAX: usize = 1024;
 
 /// What happened.
 #[derive(Debug)]
 pub enum Notice {
     /// The daemon was told to end.
     Signal(Signal),
+    /// The block layer has an event.
+    Event(BlockEvent),
     /// The export of that id can be used by nobody any more: its only connection has closed.
     ExportEnded(String),
 }
@@ -61,8 +67,15 @@ impl AsFd for Notices {
 
 impl Notifier {
     /// Tells the main thread.
+    ///
+    /// Events beyond what the queue holds are dropped: they come from devices, which do not wait for the main thread.
     pub fn send(&self, notice: Notice) {
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(notice);
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(notice, Notice::Event(_)) && queue.len() >= EVENTS_MAX {
+            return;
+        }
+        queue.push_back(notice);
+        drop(queue);
         // It can only fail when the count is full, and then the main thread is about to look anyway.
         let _ = self.0.event.write(1);
     }

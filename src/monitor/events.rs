@@ -4,6 +4,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use blockport_block::ErrorAction;
+use blockport_block::event::BlockEvent;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -48,6 +50,105 @@ answer! {
 }
 
 choice! {
+    /// What was asked for.
+    IoOperationType {
+        "read" => Read,
+        "write" => Write,
+    }
+}
+
+choice! {
+    /// What is done about an error.
+    BlockErrorAction {
+        "report" => Report,
+        "ignore" => Ignore,
+        "stop" => Stop,
+    }
+}
+
+answer! {
+    /// A request failed on the host.
+    IoError {
+        "device" => device: String,
+        "node-name" => node_name: Option<String>,
+        "operation" => operation: IoOperationType,
+        "action" => action: BlockErrorAction,
+        "nospace" => nospace: bool,
+        "reason" => reason: String,
+    }
+}
+
+answer! {
+    /// A tray has opened or closed.
+    TrayMoved {
+        "device" => device: String,
+        "id" => id: String,
+        "tray-open" => tray_open: bool,
+    }
+}
+
+answer! {
+    /// A write went past a threshold, which is gone with this.
+    WriteThreshold {
+        "node-name" => node_name: String,
+        "amount-exceeded" => amount_exceeded: u64,
+        "write-threshold" => write_threshold: u64,
+    }
+}
+
+answer! {
+    /// An image contradicts itself.
+    ImageCorrupted {
+        /// Always empty: the node says where.
+        "device" => device: String,
+        "node-name" => node_name: String,
+        "msg" => message: String,
+        "offset" => offset: Option<u64>,
+        "size" => size: Option<u64>,
+        "fatal" => fatal: bool,
+    }
+}
+
+answer! {
+    /// A virtqueue broke; it serves nothing until its front-end has stopped and started it.
+    QueueBroken {
+        "device" => device: String,
+        "queue" => queue: u64,
+        "reason" => reason: String,
+    }
+}
+
+impl From<BlockEvent> for Event {
+    fn from(event: BlockEvent) -> Self {
+        match event {
+            BlockEvent::IoError { device, node_name, is_read, action, nospace, reason } => IoError {
+                device,
+                node_name,
+                operation: if is_read { IoOperationType::Read } else { IoOperationType::Write },
+                action: match action {
+                    ErrorAction::Report => BlockErrorAction::Report,
+                    ErrorAction::Ignore => BlockErrorAction::Ignore,
+                    ErrorAction::Stop => BlockErrorAction::Stop,
+                },
+                nospace,
+                reason,
+            }
+            .into(),
+            BlockEvent::TrayMoved { device, tray_open } => TrayMoved { id: device.clone(), device, tray_open }.into(),
+            BlockEvent::WriteThreshold { node_name, amount_exceeded, write_threshold } => {
+                WriteThreshold { node_name, amount_exceeded, write_threshold }.into()
+            }
+            BlockEvent::ImageCorrupted { node_name, message, offset, size, fatal } => {
+                ImageCorrupted { device: String::new(), node_name, message, offset, size, fatal }.into()
+            }
+            BlockEvent::QueueBroken { device, queue, reason } => {
+                QueueBroken { device, queue: queue.into(), reason }.into()
+            }
+        }
+    }
+}
+
+choice! {
     /// Why the daemon ends.
     ShutdownCause {
         "host-qmp-quit" => Quit,
@@ -81,5 +182,10 @@ macro_rules! events {
 
 events! {
     ExportDeleted: "BLOCK_EXPORT_DELETED";
+    ImageCorrupted: "BLOCK_IMAGE_CORRUPTED";
+    IoError: "BLOCK_IO_ERROR";
+    QueueBroken: "X_BLOCKPORT_QUEUE_BROKEN";
+    TrayMoved: "DEVICE_TRAY_MOVED";
+    WriteThreshold: "BLOCK_WRITE_THRESHOLD";
     Shutdown: "SHUTDOWN";
 }

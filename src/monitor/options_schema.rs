@@ -2,7 +2,9 @@
 //!
 //! This file owns how a table becomes a type. It never reads an option.
 
+use blockport_block::drivers::DRIVERS;
 use blockport_block::throttle::ThrottleLimits;
+use serde_json::Value;
 
 use super::schema::{Member, QapiType, Schema};
 use crate::options::table::{OptionKind, OptionRow};
@@ -76,4 +78,37 @@ fn kind(schema: &mut Schema, kind: OptionKind) -> String {
             (vec![Member::required("type", tag)], vec![("unix".into(), unix), ("fd".into(), fd)])
         }),
     }
+}
+
+/// A node's options: those of all nodes, and those of its driver.
+pub fn node(schema: &mut Schema) -> String {
+    schema.union("BlockdevOptions", "driver", |schema| {
+        let names: Vec<&str> = DRIVERS.iter().map(|row| row.name).collect();
+        let (text, flag) = (String::describe(schema), bool::describe(schema));
+        let cache = schema.object("BlockdevCacheOptions", |_| {
+            vec![Member::optional("direct", flag.as_str()), Member::optional("no-flush", flag.as_str())]
+        });
+        let common = vec![
+            Member::required("driver", schema.choice("BlockdevDriver", &names)),
+            Member::optional("node-name", text),
+            Member::optional("read-only", flag.as_str()),
+            Member::optional("auto-read-only", flag.as_str()),
+            Member::optional("force-share", flag.as_str()),
+            Member::optional("discard", schema.choice("BlockdevDiscardOptions", &["ignore", "off", "on", "unmap"])),
+            Member::optional("detect-zeroes", schema.choice("BlockdevDetectZeroesOptions", &["off", "on", "unmap"])),
+            Member::optional("cache", cache),
+        ];
+        let variants = DRIVERS.iter().map(|row| {
+            let options = schema.object(&format!("BlockdevOptions-{}", row.name), |schema| {
+                // A driver says what an option means, not of which type it is.
+                let any = Value::describe(schema);
+                let mut names: Vec<&str> =
+                    row.options.iter().map(|(name, _)| name.split('.').next().unwrap_or(name)).collect();
+                names.dedup();
+                names.into_iter().map(|name| Member::optional(name, any.as_str())).collect()
+            });
+            (row.name.to_owned(), options)
+        });
+        (common, variants.collect())
+    })
 }

@@ -196,7 +196,10 @@ impl Monitored {
         line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number of KiB")
     }
 
+    /// How many threads it has, but for those that the kernel adds and takes away for io_uring.
     pub fn threads(&self) -> usize {
-        std::fs::read_dir(self.backend.proc("task")).expect("threads").count()
+        let tasks = std::fs::read_dir(self.backend.proc("task")).expect("threads");
+        let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+        tasks.flatten().filter_map(name).filter(|name| !name.starts_with("iou-wrk")).count()
     }
 }

@@ -5,5 +5,6 @@ pub mod client;
 mod commands;
 mod hostile;
 mod hot;
+mod nodes;
 mod reach;
 mod wire;

@@ -72,6 +72,7 @@ answer! {
     BlockExportInfo {
         "id" => id: String,
         "type" => kind: BlockExportType,
+        /// The node of its medium; empty without one.
         "node-name" => node_name: String,
         /// Always false: a command that removes an export answers when it is gone.
         "shutting-down" => shutting_down: bool,
@@ -84,7 +85,7 @@ fn query_block_exports(daemon: &mut Daemon, _: NoArguments) -> CommandResult<Vec
     let info = |export: &Export| BlockExportInfo {
         id: export.id().to_owned(),
         kind: BlockExportType::VhostUserBlk,
-        node_name: export.node_name().to_owned(),
+        node_name: export.backend().root().map(|node| node.name().to_owned()).unwrap_or_default(),
         shutting_down: false,
         connected: export.is_connected(),
     };

@@ -3,12 +3,23 @@
 pub mod chardevs;
 pub mod exports;
 pub mod general;
+pub mod media;
+pub mod nodes;
 pub mod objects;
+pub mod statistics;
 
 use super::dispatch::Command;
 
 /// The tables.
-const THEMES: &[&[&dyn Command]] = &[general::COMMANDS, exports::COMMANDS, objects::COMMANDS, chardevs::COMMANDS];
+const THEMES: &[&[&dyn Command]] = &[
+    general::COMMANDS,
+    nodes::COMMANDS,
+    media::COMMANDS,
+    statistics::COMMANDS,
+    exports::COMMANDS,
+    objects::COMMANDS,
+    chardevs::COMMANDS,
+];
 
 /// All commands.
 pub fn all() -> impl Iterator<Item = &'static dyn Command> {

@@ -1,0 +1,138 @@
+//! Commands about what has been done so far.
+
+use std::sync::Arc;
+
+use blockport_block::{BlockBackend, Node, RequestKind, Statistics};
+
+use super::super::dispatch::{Command, CommandResult, query};
+use super::super::schema::{answer, arguments};
+use crate::daemon::{Daemon, Export};
+
+/// This theme's table.
+pub const COMMANDS: &[&dyn Command] = &[&query("query-blockstats", query_blockstats)];
+
+answer! {
+    /// Counts since the start. Write-zeroes count as writes, discards as unmap.
+    BlockDeviceStats {
+        "rd_bytes" => rd_bytes: u64,
+        "wr_bytes" => wr_bytes: u64,
+        "unmap_bytes" => unmap_bytes: u64,
+        "zone_append_bytes" => zone_append_bytes: u64,
+        "rd_operations" => rd_operations: u64,
+        "wr_operations" => wr_operations: u64,
+        "unmap_operations" => unmap_operations: u64,
+        "flush_operations" => flush_operations: u64,
+        "zone_append_operations" => zone_append_operations: u64,
+        /// Times are not measured: always 0.
+        "rd_total_time_ns" => rd_total_time_ns: u64,
+        "wr_total_time_ns" => wr_total_time_ns: u64,
+        "unmap_total_time_ns" => unmap_total_time_ns: u64,
+        "flush_total_time_ns" => flush_total_time_ns: u64,
+        "zone_append_total_time_ns" => zone_append_total_time_ns: u64,
+        "wr_highest_offset" => wr_highest_offset: u64,
+        "rd_merged" => rd_merged: u64,
+        "wr_merged" => wr_merged: u64,
+        "unmap_merged" => unmap_merged: u64,
+        "zone_append_merged" => zone_append_merged: u64,
+        "failed_rd_operations" => failed_rd_operations: u64,
+        "failed_wr_operations" => failed_wr_operations: u64,
+        "failed_unmap_operations" => failed_unmap_operations: u64,
+        "failed_flush_operations" => failed_flush_operations: u64,
+        "failed_zone_append_operations" => failed_zone_append_operations: u64,
+        "invalid_rd_operations" => invalid_rd_operations: u64,
+        "invalid_wr_operations" => invalid_wr_operations: u64,
+        "invalid_unmap_operations" => invalid_unmap_operations: u64,
+        "invalid_flush_operations" => invalid_flush_operations: u64,
+        "invalid_zone_append_operations" => invalid_zone_append_operations: u64,
+        "account_invalid" => account_invalid: bool,
+        "account_failed" => account_failed: bool,
+        "timed_stats" => timed_stats: Vec<BlockDeviceTimedStats>,
+    }
+}
+
+answer! {
+    /// Averages over an interval, in seconds; there are none.
+    BlockDeviceTimedStats {
+        "interval_length" => interval_length: u64,
+    }
+}
+
+answer! {
+    /// The counts of a device or a node.
+    BlockStats {
+        "device" => device: Option<String>,
+        "qdev" => qdev: Option<String>,
+        "node-name" => node_name: Option<String>,
+        "stats" => stats: BlockDeviceStats,
+    }
+}
+
+arguments! {
+    /// Whose counts are told.
+    QueryBlockStats {
+        /// Those of nodes rather than devices. Requests are counted where devices make them: those of nodes are 0.
+        "query-nodes" => query_nodes: Option<bool>,
+    }
+}
+
+fn query_blockstats(daemon: &mut Daemon, arguments: QueryBlockStats) -> CommandResult<Vec<BlockStats>> {
+    if arguments.query_nodes == Some(true) {
+        let of = |node: &Arc<Node>| BlockStats {
+            device: None,
+            qdev: None,
+            node_name: Some(node.name().to_owned()),
+            stats: stats(&Statistics::default(), false),
+        };
+        return Ok(daemon.graph.all_nodes().iter().map(of).collect());
+    }
+    let of = |export: &Export| {
+        let backend: &Arc<BlockBackend> = export.backend();
+        BlockStats {
+            device: Some(export.id().to_owned()),
+            qdev: Some(export.id().to_owned()),
+            node_name: backend.root().map(|node| node.name().to_owned()),
+            stats: stats(&backend.statistics(), true),
+        }
+    };
+    Ok(daemon.exports.iter().map(of).collect())
+}
+
+fn stats(counts: &Statistics, is_device: bool) -> BlockDeviceStats {
+    let [read, write, flush, unmap, zeroes] =
+        [RequestKind::Read, RequestKind::Write, RequestKind::Flush, RequestKind::Discard, RequestKind::WriteZeroes]
+            .map(|kind| counts.of(kind));
+    BlockDeviceStats {
+        rd_bytes: read.bytes,
+        wr_bytes: write.bytes + zeroes.bytes,
+        unmap_bytes: unmap.bytes,
+        zone_append_bytes: 0,
+        rd_operations: read.operations,
+        wr_operations: write.operations + zeroes.operations,
+        unmap_operations: unmap.operations,
+        flush_operations: flush.operations,
+        zone_append_operations: 0,
+        rd_total_time_ns: 0,
+        wr_total_time_ns: 0,
+        unmap_total_time_ns: 0,
+        flush_total_time_ns: 0,
+        zone_append_total_time_ns: 0,
+        wr_highest_offset: 0,
+        rd_merged: 0,
+        wr_merged: 0,
+        unmap_merged: 0,
+        zone_append_merged: 0,
+        failed_rd_operations: read.failed,
+        failed_wr_operations: write.failed + zeroes.failed,
+        failed_unmap_operations: unmap.failed,
+        failed_flush_operations: flush.failed,
+        failed_zone_append_operations: 0,
+        invalid_rd_operations: read.invalid,
+        invalid_wr_operations: write.invalid + zeroes.invalid,
+        invalid_unmap_operations: unmap.invalid,
+        invalid_flush_operations: flush.invalid,
+        invalid_zone_append_operations: 0,
+        account_invalid: is_device,
+        account_failed: is_device,
+        timed_stats: Vec::new(),
+    }
+}
