@@ -45,7 +45,7 @@ pub fn run(config: Config) -> OpenResult {
     blockport_block::event::set_sink(move |event| notifier.send(Notice::Event(event)));
     let mut daemon = Daemon::new(notices);
     for step in config.steps {
-        daemon.step(step)?;
+        daemon.carry_out(step)?;
     }
     let _pidfile = config.pidfile.map(Pidfile::write).transpose()?;
     sandbox.confine()?;
@@ -117,7 +117,11 @@ impl Daemon {
         }
     }
 
-    fn step(&mut self, step: Step) -> OpenResult {
+    /// Creates something.
+    ///
+    /// # Errors
+    /// It cannot be created; nothing has changed.
+    pub fn carry_out(&mut self, step: Step) -> OpenResult {
         match step {
             Step::Iothread(config) => self.add_iothread(config),
             Step::ThrottleGroup(config) => self.add_throttle_group(&config),

@@ -37,6 +37,7 @@ pub use iothread::{IOTHREAD_OPTIONS, IothreadConfig, POLL_MAX_NS_DEFAULT};
 pub use queue_mapping::QueueMapping;
 pub use sandbox::{SandboxArgs, SandboxConfig, SandboxMode};
 use storage_daemon::StorageDaemonArgs;
+pub use storage_daemon::definition;
 pub use throttle_group::ThrottleGroupConfig;
 use vhost_user_program::VhostUserProgramArgs;
 
@@ -57,6 +58,11 @@ The same as qemu-storage-daemon would be told, in the background:
     --blockdev raw,node-name=disk,file=image \\
     --export vhost-user-blk,id=vm1,node-name=disk,addr.type=unix,addr.path=vm1.sock,writable=on \\
     --pidfile /run/blockport.pid --daemonize
+
+A disk that can be commanded while it is served, and two commands:
+  blockport serve disk.raw --socket /run/vm1.sock --monitor /run/vm1.ctl
+  blockport ctl /run/vm1.ctl list
+  blockport ctl /run/vm1.ctl resize disk 20G
 
 As management software starts a vhost-user program:
   blockport --socket-path=/run/vm1.sock --blk-file=disk.raw
@@ -109,6 +115,8 @@ pub enum Invocation {
     /// Run the load generator.
     #[cfg(feature = "bench")]
     Bench(commands::bench::BenchArgs),
+    /// Command a running daemon.
+    Ctl(commands::ctl::CtlArgs),
     /// Print a text to standard output and exit with 0.
     Print(String),
 }

@@ -225,6 +225,13 @@ impl VhostUserBlkExport {
         self.state.session.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
+    /// Takes no further front-end. When the one that is connected has left, `on_end` is called; without one, which is
+    /// what false says, the export is to be dropped.
+    pub fn retire(&self) -> bool {
+        self.server.retire();
+        self.is_connected()
+    }
+
     /// The drive it offers.
     pub fn backend(&self) -> &Arc<BlockBackend> {
         &self.state.backend

@@ -38,6 +38,8 @@ struct Control {
     stopping: AtomicBool,
     /// Front-ends are served; until then they wait in the socket's queue.
     begun: AtomicBool,
+    /// Whether the front-end that is connected is the last one.
+    retiring: AtomicBool,
     /// The connection being served, to be shut down when its peer does not read.
     connection: Mutex<Option<UnixStream>>,
 }
@@ -52,6 +54,7 @@ impl Server {
             stop: EventFd::new(EFD_NONBLOCK)?,
             stopping: AtomicBool::new(false),
             begun: AtomicBool::new(false),
+            retiring: AtomicBool::new(false),
             connection: Mutex::default(),
         });
         let shared = control.clone();
@@ -77,6 +80,12 @@ impl Server {
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
         }
+    }
+
+    /// Takes no further front-end; when the one that is connected has left, nobody is served any more, and `on_end` is
+    /// called. Without one, the server is to be dropped.
+    pub(crate) fn retire(&self) {
+        self.control.retiring.store(true, Ordering::Release);
     }
 }
 
@@ -180,7 +189,7 @@ fn serve(export: &Arc<ExportState>, endpoint: Endpoint, control: &Control) {
     if let Err(error) = listener.set_nonblocking() {
         return tracing::error!("{}: {error}", export.name());
     }
-    while !control.stopping() {
+    while !control.stopping() && !control.retiring.load(Ordering::Acquire) {
         match listener.accept() {
             Ok(stream) => serve_front_end(export, stream, control),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -31,14 +31,46 @@ pub fn page() -> String {
     page += &rendered(|out| man.render_options_section(out));
     for command in commands {
         let name = format!("blockport {}", command.get_name());
+        let verbs = if command.has_subcommands() { verbs(&command, "") } else { String::new() };
         let man = Man::new(command.display_name(&name).bin_name(&name));
         let heading = format!(".SH \"{}\"\n", name.to_uppercase());
         page += &rendered(|out| man.render_description_section(out)).replace(".SH DESCRIPTION\n", &heading);
         page += &rendered(|out| man.render_options_section(out)).replace(".SH ", ".SS ");
+        if !verbs.is_empty() {
+            page += &format!(".SS VERBS\n{verbs}");
+        }
     }
     page += ".SH EXAMPLES\n";
     page += &verbatim(EXAMPLES);
     page
+}
+
+/// The verbs of a command, a paragraph each, with those of their groups.
+fn verbs(command: &clap::Command, group: &str) -> String {
+    let mut roff = String::new();
+    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+        let name = format!("{group}{}", verb.get_name());
+        if verb.has_subcommands() {
+            roff += &verbs(verb, &format!("{name} "));
+            continue;
+        }
+        let word = |arg: &clap::Arg| {
+            let value = arg.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
+            match (arg.get_long(), arg.get_action().takes_values(), arg.is_required_set()) {
+                (Some(long), true, true) => format!("--{long} {value}"),
+                (Some(long), true, false) => format!("[--{long} {value}]"),
+                (Some(long), false, _) => format!("[--{long}]"),
+                (None, _, true) => value,
+                (None, _, false) => format!("[{value}]"),
+            }
+        };
+        let known = |arg: &&clap::Arg| !arg.is_global_set() && arg.get_id() != "help";
+        let words: Vec<String> = verb.get_arguments().filter(known).map(word).collect();
+        let usage = format!("{name} {}", words.join(" ")).trim_end().replace('-', "\\-");
+        let about = verb.get_about().map(ToString::to_string).unwrap_or_default().replace('-', "\\-");
+        roff += &format!(".TP\n\\fB{usage}\\fR\n{about}\n");
+    }
+    roff
 }
 
 /// What `render` writes, without the preamble that every rendering repeats; see [`PREAMBLE`].

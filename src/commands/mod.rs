@@ -2,12 +2,13 @@
 
 #[cfg(feature = "bench")]
 pub mod bench;
+pub mod ctl;
 pub mod manual;
 pub mod serve;
 
-use clap::Subcommand;
+use clap::{CommandFactory, Subcommand};
 
-use crate::options::{Invocation, UsageError};
+use crate::options::{Cli, Invocation, UsageError};
 
 /// The commands and their arguments.
 #[derive(Subcommand, Debug)]
@@ -22,6 +23,19 @@ pub enum Command {
     #[cfg(feature = "bench")]
     Bench(bench::BenchArgs),
 
+    /// Command a running daemon
+    ///
+    /// The daemon must have a monitor: `serve --monitor PATH`, or --chardev and --monitor. With --json, the daemon's
+    /// answers are printed as they are. The exit status is 1 if the daemon refused.
+    Ctl(ctl::CtlArgs),
+
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+
     /// Print the manual page, in roff
     #[command(hide = true)]
     Manual,
@@ -33,6 +47,12 @@ pub fn invocation(command: Command) -> Result<Invocation, UsageError> {
         Command::Serve(args) => args.config().map(Invocation::Start).map_err(|error| error.see("blockport serve")),
         #[cfg(feature = "bench")]
         Command::Bench(args) => Ok(Invocation::Bench(args)),
+        Command::Ctl(args) => Ok(Invocation::Ctl(args)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "blockport", &mut script);
+            Ok(Invocation::Print(String::from_utf8_lossy(&script).into_owned()))
+        }
         Command::Manual => Ok(Invocation::Print(manual::page())),
     }
 }

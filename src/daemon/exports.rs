@@ -17,6 +17,8 @@ const LOGICAL_BLOCK_SIZE_USUAL: u32 = 4096;
 
 /// A disk that is served.
 pub struct Export {
+    /// Tells it from all others, of the same id too.
+    number: u64,
     export: VhostUserBlkExport,
     iothreads: Vec<String>,
 }
@@ -37,6 +39,13 @@ impl Export {
         self.export.is_connected()
     }
 
+    /// The same where nobody can be told of an error: the export is gone in any case.
+    fn end_logged(self) {
+        if let Err(error) = self.end() {
+            tracing::error!("{error}");
+        }
+    }
+
     /// Stops serving, flushes, says what was done.
     ///
     /// # Errors
@@ -52,7 +61,12 @@ impl Export {
 
 /// All exports, in the order of their making.
 #[derive(Default)]
-pub struct Exports(Vec<Export>);
+pub struct Exports {
+    list: Vec<Export>,
+    /// Those that have lost their medium and their name, and serve their last front-end.
+    revoked: Vec<Export>,
+    last_number: u64,
+}
 
 impl Exports {
     /// Opens one; it waits to begin.
@@ -71,14 +85,15 @@ impl Exports {
         if self.find(&id).is_some() {
             return Err(about(OpenError("its id is taken by another export".into())));
         }
-        let export = start(config, graph, objects, notifier).map_err(about)?;
-        self.0.push(export);
+        self.last_number += 1;
+        let export = start(self.last_number, config, graph, objects, notifier).map_err(about)?;
+        self.list.push(export);
         Ok(())
     }
 
     /// Begins to serve front-ends of all that wait for it.
     pub fn begin(&self) {
-        self.0.iter().for_each(|export| export.export.begin());
+        self.list.iter().for_each(|export| export.export.begin());
     }
 
     /// Ends one: requests under way are finished, a front-end that is connected is dropped. With `force` off, only if none
@@ -87,16 +102,46 @@ impl Exports {
     /// # Errors
     /// There is none of that id, or a front-end is connected.
     pub fn remove(&mut self, id: &str, force: bool) -> OpenResult {
-        let index = self.0.iter().position(|export| export.id() == id);
-        let index = index.ok_or_else(|| OpenError(format!("Export '{id}' is not found")))?;
-        if !force && self.0[index].is_connected() {
+        let index = self.index_of(id)?;
+        if !force && self.list[index].is_connected() {
             return Err(OpenError(format!("export '{id}' is in use: a front-end is connected")));
         }
-        // It is gone in any case, so this is no error of the removal.
-        if let Err(error) = self.0.remove(index).end() {
-            tracing::error!("{error}");
+        self.list.remove(index).end_logged();
+        Ok(())
+    }
+
+    fn index_of(&self, id: &str) -> OpenResult<usize> {
+        let index = self.list.iter().position(|export| export.id() == id);
+        index.ok_or_else(|| OpenError(format!("Export '{id}' is not found")))
+    }
+
+    /// Takes an export's medium for good, and frees its id. A front-end that is connected keeps an empty drive until it
+    /// leaves.
+    ///
+    /// # Errors
+    /// There is none of that id, or an operation blocker stands against it; nothing has changed.
+    pub fn revoke(&mut self, id: &str, graph: &Graph) -> OpenResult {
+        let index = self.index_of(id)?;
+        graph.drive_del(self.list[index].backend())?;
+        let export = self.list.remove(index);
+        match export.export.retire() {
+            true => self.revoked.push(export),
+            false => export.end_logged(),
         }
         Ok(())
+    }
+
+    /// Forgets an export that has ended by itself. Its id, unless that was free already.
+    pub fn ended(&mut self, number: u64) -> Option<String> {
+        if let Some(index) = self.revoked.iter().position(|export| export.number == number) {
+            self.revoked.remove(index).end_logged();
+            return None;
+        }
+        let index = self.list.iter().position(|export| export.number == number)?;
+        let export = self.list.remove(index);
+        let id = export.id().to_owned();
+        export.end_logged();
+        Some(id)
     }
 
     /// Ends all of them.
@@ -105,7 +150,7 @@ impl Exports {
     /// A last flush failed; all have ended nevertheless.
     pub fn end(&mut self) -> OpenResult {
         let mut result = Ok(());
-        for export in self.0.drain(..) {
+        for export in self.list.drain(..).chain(self.revoked.drain(..)) {
             if let Err(error) = export.end() {
                 tracing::error!("{error}");
                 result = Err(error);
@@ -116,26 +161,33 @@ impl Exports {
 
     /// The one of that id.
     pub fn find(&self, id: &str) -> Option<&Export> {
-        self.0.iter().find(|export| export.id() == id)
+        self.list.iter().find(|export| export.id() == id)
     }
 
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Export> {
-        self.0.iter()
+        self.list.iter()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty() && self.revoked.is_empty()
     }
 
     /// The ids of those whose queues are on this iothread.
     pub fn users_of(&self, iothread: &str) -> Vec<&str> {
-        self.0.iter().filter(|export| export.iothreads.iter().any(|id| id == iothread)).map(Export::id).collect()
+        let all = self.list.iter().chain(&self.revoked);
+        all.filter(|export| export.iothreads.iter().any(|id| id == iothread)).map(Export::id).collect()
     }
 }
 
-fn start(config: ExportConfig, graph: &Graph, objects: &mut Objects, notifier: Notifier) -> OpenResult<Export> {
+fn start(
+    number: u64,
+    config: ExportConfig,
+    graph: &Graph,
+    objects: &mut Objects,
+    notifier: Notifier,
+) -> OpenResult<Export> {
     let node =
         graph.find(&config.node_name).ok_or_else(|| OpenError(format!("there is no node \"{}\"", config.node_name)))?;
     if config.writable && node.is_read_only() {
@@ -162,10 +214,9 @@ fn start(config: ExportConfig, graph: &Graph, objects: &mut Objects, notifier: N
         let size = settings.logical_block_size;
         tracing::warn!("export \"{}\": Linux and firmware may refuse blocks of {size} bytes", settings.id);
     }
-    let id = settings.id.clone();
-    let on_end = Box::new(move || notifier.send(Notice::ExportEnded(id)));
+    let on_end = Box::new(move || notifier.send(Notice::ExportEnded(number)));
     let export = VhostUserBlkExport::start(backend, settings, remotes, &address, on_end).map_err(OpenError::new)?;
-    Ok(Export { export, iothreads })
+    Ok(Export { number, export, iothreads })
 }
 
 fn log_statistics(id: &str, backend: &Arc<BlockBackend>) {

@@ -66,9 +66,9 @@ impl Daemon {
             match notice {
                 Notice::Event(event) => self.raise(event),
                 Notice::Signal(signal) => self.end = Some(End::Signal(signal)),
-                Notice::ExportEnded(id) => {
+                Notice::ExportEnded(number) => {
                     // A command may have removed it meanwhile.
-                    if self.exports.remove(&id, true).is_ok() {
+                    if let Some(id) = self.exports.ended(number) {
                         self.raise(ExportDeleted { id });
                     }
                     if self.exports.is_empty() && self.monitors.is_empty() {

@@ -20,8 +20,8 @@ pub enum Notice {
     Signal(Signal),
     /// The block layer has an event.
     Event(BlockEvent),
-    /// The export of that id can be used by nobody any more: its only connection has closed.
-    ExportEnded(String),
+    /// The export of that number can be used by nobody any more: its last connection has closed.
+    ExportEnded(u64),
 }
 
 struct Shared {

@@ -112,29 +112,33 @@ impl StorageDaemonArgs {
         }
         let mut config = Config { pidfile: self.pidfile, daemonize: self.daemonize, ..Config::default() };
         for (option, text) in in_order(matches) {
-            let step = match option {
-                "object" => match object(text)? {
-                    Object::Step(step) => step,
-                    Object::Help(text) => return Ok(Invocation::Print(text)),
-                },
-                "blockdev" => Step::Blockdev(blockdev(text)?),
-                "chardev" => {
-                    let options = parse(text, "chardev", "backend", "id")?;
-                    Step::Chardev(ChardevConfig::from_options(options).map_err(UsageError::new)?)
-                }
-                "monitor" => {
-                    let options = parse(text, "monitor", "chardev", "chardev")?;
-                    Step::Monitor(MonitorConfig::from_options(options).map_err(UsageError::new)?)
-                }
-                _ => {
-                    let options = parse(text, "export", "type", "id")?;
-                    Step::Export(ExportConfig::from_options(options).map_err(UsageError::new)?)
-                }
-            };
-            config.steps.push(step);
+            match (option, object_help(text)) {
+                ("object", Some(help)) => return Ok(Invocation::Print(help)),
+                _ => config.steps.push(definition(option, text)?),
+            }
         }
         Ok(Invocation::Start(config))
     }
+}
+
+/// Reads the argument of `--OPTION`, one that defines something.
+pub fn definition(option: &str, text: &str) -> Result<Step, UsageError> {
+    Ok(match option {
+        "object" => object(text)?,
+        "blockdev" => Step::Blockdev(blockdev(text)?),
+        "chardev" => {
+            let options = parse(text, "chardev", "backend", "id")?;
+            Step::Chardev(ChardevConfig::from_options(options).map_err(UsageError::new)?)
+        }
+        "monitor" => {
+            let options = parse(text, "monitor", "chardev", "chardev")?;
+            Step::Monitor(MonitorConfig::from_options(options).map_err(UsageError::new)?)
+        }
+        _ => {
+            let options = parse(text, "export", "type", "id")?;
+            Step::Export(ExportConfig::from_options(options).map_err(UsageError::new)?)
+        }
+    })
 }
 
 /// The repeatable options and their values as they stand on the command line.
@@ -170,38 +174,32 @@ fn blockdev(text: &str) -> Result<Options, UsageError> {
     }
 }
 
-/// What an `--object` is.
-enum Object {
-    Step(Step),
-    Help(String),
-}
-
-/// Reads an object, or answers a question about objects.
-fn object(text: &str) -> Result<Object, UsageError> {
+/// The answer to a question about objects; `None` if it is none.
+fn object_help(text: &str) -> Option<String> {
     match text {
-        "help" | "?" => return Ok(Object::Help("Objects:\n  iothread\n  throttle-group\n".to_owned())),
+        "help" | "?" => Some("Objects:\n  iothread\n  throttle-group\n".to_owned()),
         "iothread,help" | "iothread,?" => {
             let properties =
                 "  aio-engine=<auto|io_uring|threads>\n  cpu-affinity=<list>\n  poll-grow=<int>\n  poll-max-ns=<int>\n";
-            return Ok(Object::Help(format!("iothread properties:\n{properties}  poll-shrink=<int>\n")));
+            Some(format!("iothread properties:\n{properties}  poll-shrink=<int>\n"))
         }
         "throttle-group,help" | "throttle-group,?" => {
             let limits = ThrottleLimits::default().values();
             let limits: String = limits.iter().map(|(name, _)| format!("  limits.{name}=<int>\n")).collect();
-            return Ok(Object::Help(format!("throttle-group properties:\n{limits}")));
+            Some(format!("throttle-group properties:\n{limits}"))
         }
-        _ => {}
+        _ => None,
     }
+}
+
+/// Reads an object.
+fn object(text: &str) -> Result<Step, UsageError> {
     let mut options = parse(text, "object", "qom-type", "id")?;
     let kind = options.require_str("qom-type").map_err(UsageError::new)?;
     match kind.as_str() {
-        "iothread" => {
-            let iothread = IothreadConfig::from_options(options).map_err(UsageError::new)?;
-            Ok(Object::Step(Step::Iothread(iothread)))
-        }
+        "iothread" => IothreadConfig::from_options(options).map(Step::Iothread).map_err(UsageError::new),
         "throttle-group" => {
-            let group = ThrottleGroupConfig::from_options(options).map_err(UsageError::new)?;
-            Ok(Object::Step(Step::ThrottleGroup(group)))
+            ThrottleGroupConfig::from_options(options).map(Step::ThrottleGroup).map_err(UsageError::new)
         }
         kind if OBJECTS_UNSUPPORTED.contains(&kind) => {
             Err(UsageError::new(options.unsupported_value("qom-type", kind)))

@@ -3,6 +3,7 @@
 pub mod client;
 
 mod commands;
+mod ctl;
 mod hostile;
 mod hot;
 mod nodes;

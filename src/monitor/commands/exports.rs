@@ -12,6 +12,7 @@ use crate::options::ExportConfig;
 pub const COMMANDS: &[&dyn Command] = &[
     &command("block-export-add", block_export_add),
     &command("block-export-del", block_export_del),
+    &command("x-blockport-drive-del", drive_del),
     &query("query-block-exports", query_block_exports),
 ];
 
@@ -56,6 +57,20 @@ arguments! {
 fn block_export_del(daemon: &mut Daemon, arguments: ExportDel) -> CommandResult<Done> {
     let ExportDel { id, mode } = arguments;
     daemon.exports.remove(&id, mode == Some(BlockExportRemoveMode::Hard))?;
+    daemon.raise(ExportDeleted { id });
+    Ok(Done {})
+}
+
+arguments! {
+    /// The export whose access is revoked.
+    DriveDel {
+        "id" => id: String,
+    }
+}
+
+fn drive_del(daemon: &mut Daemon, arguments: DriveDel) -> CommandResult<Done> {
+    let DriveDel { id } = arguments;
+    daemon.exports.revoke(&id, &daemon.graph)?;
     daemon.raise(ExportDeleted { id });
     Ok(Done {})
 }

@@ -5,6 +5,7 @@ pub mod exports;
 pub mod general;
 pub mod media;
 pub mod nodes;
+pub mod notation;
 pub mod objects;
 pub mod statistics;
 
@@ -17,6 +18,7 @@ const THEMES: &[&[&dyn Command]] = &[
     media::COMMANDS,
     statistics::COMMANDS,
     exports::COMMANDS,
+    notation::COMMANDS,
     objects::COMMANDS,
     chardevs::COMMANDS,
 ];
