@@ -37,6 +37,23 @@ pub(super) enum Engine {
     Threads(Threads),
 }
 
+/// How often a ring is asked for that there is no memory for, and how long to wait in between. The kernel gives the
+/// locked memory of a closed ring back a little later: without this, an iothread that takes the place of another one may
+/// find none.
+const RING_ATTEMPTS: u32 = 20;
+const RING_PAUSE: Duration = Duration::from_millis(10);
+
+/// Makes a ring, once there is memory for it.
+fn patiently<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..RING_ATTEMPTS {
+        match make() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => std::thread::sleep(RING_PAUSE),
+            made => return made,
+        }
+    }
+    make()
+}
+
 impl Engine {
     /// Makes the engine of the calling thread, which the mailbox's event wakes.
     ///
@@ -45,7 +62,7 @@ impl Engine {
     pub(super) fn new(choice: AioEngine, mailbox: &Arc<Mailbox>) -> io::Result<Self> {
         let error = match choice {
             AioEngine::Threads => return Threads::new(mailbox).map(Self::Threads),
-            AioEngine::IoUring | AioEngine::Auto => match Uring::new(mailbox.event()) {
+            AioEngine::IoUring | AioEngine::Auto => match patiently(|| Uring::new(mailbox.event())) {
                 Ok(uring) => return Ok(Self::Uring(uring)),
                 Err(error) => error,
             },
