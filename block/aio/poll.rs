@@ -1,4 +1,5 @@
-//! Adaptive polling: how long the loop spins before it sleeps, with QEMU's three settings and their meaning.
+//! Adaptive polling: how long the loop spins before it sleeps, with QEMU's three settings and their meaning, and when it
+//! gives up spinning because it does not pay. It never looks at a queue itself.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -36,6 +37,8 @@ impl Default for PollSettings {
 
 /// The first spin, in nanoseconds, when growing from 0.
 const POLL_START_NS: u64 = 4_000;
+/// A spinning loop that did not read the clock for so long was not running: somebody else had the CPU.
+const STOLEN: Duration = Duration::from_micros(50);
 
 pub(super) struct AdaptivePolling {
     settings: Cell<PollSettings>,
@@ -43,52 +46,97 @@ pub(super) struct AdaptivePolling {
     spin_ns: Cell<u64>,
     /// When the present spin began; `None` while there is progress.
     since: Cell<Option<Instant>>,
+    /// When it last read the clock.
+    seen: Cell<Option<Instant>>,
+    /// The CPU was taken away during it.
+    stolen: Cell<bool>,
+    worth: Worth,
+    now: fn() -> Instant,
 }
 
 impl AdaptivePolling {
     pub(super) fn new(settings: PollSettings) -> Self {
-        Self { settings: Cell::new(settings), spin_ns: Cell::new(0), since: Cell::new(None) }
+        Self::with_clock(settings, Instant::now)
+    }
+
+    fn with_clock(settings: PollSettings, now: fn() -> Instant) -> Self {
+        Self {
+            settings: Cell::new(settings),
+            spin_ns: Cell::new(0),
+            since: Cell::new(None),
+            seen: Cell::new(None),
+            stolen: Cell::new(false),
+            worth: Worth::default(),
+            now,
+        }
     }
 
     pub(super) fn set(&self, settings: PollSettings) {
         self.settings.set(settings);
         self.spin_ns.set(0);
+        self.worth.reset();
     }
 
     /// Whether to look again rather than sleep, after a turn with or without `progress`. Without a hot queue there is
     /// nothing to look at but completions.
     pub(super) fn keep_polling(&self, no_queue: bool, progress: bool) -> bool {
-        let spin_ns = self.spin_ns.get();
-        if progress {
-            self.since.set(None);
+        if progress && self.since.take().is_some() {
+            self.look_at_clock();
+            self.spun(!self.stolen.take());
         }
+        let spin_ns = self.spin_ns.get();
         if spin_ns == 0 || no_queue {
             return false;
         }
         if progress {
             return true;
         }
-        let now = Instant::now();
         match self.since.get() {
             None => {
-                self.since.set(Some(now));
+                self.seen.set(None);
+                self.since.set(Some(self.look_at_clock()));
                 true
             }
-            Some(since) => now.duration_since(since) < Duration::from_nanos(spin_ns),
+            Some(since) => self.look_at_clock().duration_since(since) < Duration::from_nanos(spin_ns),
+        }
+    }
+
+    /// The time, with a mark if this thread was kept from looking for too long.
+    fn look_at_clock(&self) -> Instant {
+        let now = (self.now)();
+        if self.seen.replace(Some(now)).is_some_and(|seen| now.duration_since(seen) > STOLEN) {
+            self.stolen.set(true);
+        }
+        now
+    }
+
+    /// Learns from a spin that has ended.
+    fn spun(&self, caught: bool) {
+        if caught {
+            self.worth.caught();
+        } else if self.worth.missed(&self.settings.get()) {
+            self.spin_ns.set(0);
         }
     }
 
     /// The start of a sleep; `None` when nobody will ask how long it was.
     pub(super) fn before_sleep(&self) -> Option<Instant> {
         let since = self.since.take();
-        (self.settings.get().poll_max_ns > 0).then(|| since.unwrap_or_else(Instant::now))
+        if since.is_some() {
+            self.stolen.set(false);
+            self.spun(false);
+        }
+        if self.settings.get().poll_max_ns == 0 || self.worth.rests() {
+            return None;
+        }
+        Some(since.unwrap_or_else(self.now))
     }
 
     /// Adapts the spin to how long the event took to come, the spin before the sleep included.
     pub(super) fn after_sleep(&self, before: Option<Instant>) {
         let Some(before) = before else { return };
         let settings = self.settings.get();
-        let waited_ns = u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let waited_ns = u64::try_from((self.now)().duration_since(before).as_nanos()).unwrap_or(u64::MAX);
         let spin_ns = self.spin_ns.get();
         self.spin_ns.set(if waited_ns <= spin_ns {
             spin_ns
@@ -102,3 +150,66 @@ impl AdaptivePolling {
         });
     }
 }
+
+/// The first rest, in sleeps, and the longest.
+const REST_MIN: u32 = 16;
+const REST_MAX: u32 = 4096;
+/// How many spins in vain are nothing yet, beside those that find the right length.
+const PATIENCE: u32 = 4;
+
+/// Whether spinning pays. It does not where the event comes only because the loop went to sleep at last: where whoever
+/// sends it needs this CPU. Then each spin, however long, is in vain, and holds the sender up. So after too many in vain
+/// the loop rests from spinning for a number of sleeps, longer each time, until a trial succeeds again.
+struct Worth {
+    /// Spins in vain; one that caught something makes up for two.
+    in_vain: Cell<u32>,
+    /// Sleeps left of the present rest.
+    rest: Cell<u32>,
+    next_rest: Cell<u32>,
+}
+
+impl Default for Worth {
+    fn default() -> Self {
+        Self { in_vain: Cell::new(0), rest: Cell::new(0), next_rest: Cell::new(REST_MIN) }
+    }
+}
+
+impl Worth {
+    fn reset(&self) {
+        self.in_vain.set(0);
+        self.rest.set(0);
+        self.next_rest.set(REST_MIN);
+    }
+
+    fn caught(&self) {
+        self.in_vain.set(self.in_vain.get().saturating_sub(2));
+        if self.in_vain.get() == 0 {
+            self.next_rest.set(REST_MIN);
+        }
+    }
+
+    /// Notes a spin in vain. True: that was one too many, and a rest begins.
+    fn missed(&self, settings: &PollSettings) -> bool {
+        // From the first length to the longest it takes so many.
+        let growth = (settings.poll_max_ns / POLL_START_NS).checked_ilog2().unwrap_or(0);
+        let in_vain = self.in_vain.get() + 1;
+        if in_vain < growth + PATIENCE {
+            self.in_vain.set(in_vain);
+            return false;
+        }
+        self.in_vain.set(0);
+        self.rest.set(self.next_rest.get());
+        self.next_rest.set((2 * self.next_rest.get()).min(REST_MAX));
+        true
+    }
+
+    /// Whether the sleep that begins belongs to a rest.
+    fn rests(&self) -> bool {
+        let rest = self.rest.get();
+        self.rest.set(rest.saturating_sub(1));
+        rest > 0
+    }
+}
+
+#[cfg(test)]
+mod tests;
