@@ -1,9 +1,9 @@
-//! Growth: room for refcounts that have no block yet. It owns the order in which a new block, and a larger refcount
-//! table, reach the disk: what is pointed at comes first. One task at a time does this.
+//! Growth: room for refcounts that have no block yet, and a longer file. It owns the order in which a new block, and a
+//! larger refcount table, reach the disk: what is pointed at comes first. One task at a time does this.
 
 use super::channel::Channel;
 use super::header::HOST_OFFSET_END;
-use super::state::{Span, State, Stop};
+use super::state::{Span, State, Stop, Task};
 use super::tables::SECTOR_WORDS;
 use crate::error::{BlockError, BlockResult};
 
@@ -45,7 +45,33 @@ fn to_bytes(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_be_bytes()).collect()
 }
 
+/// The file grows by an eighth of its length, and this much at least and at most; in bytes, multiples of [`BLOCK`].
+const EXTENSION_MIN: u64 = 1 << 20;
+const EXTENSION_MAX: u64 = 64 << 20;
+/// What is written at the new end.
+const BLOCK: u64 = 4096;
+
 impl Channel {
+    /// Makes the file so long that a write up to `end` does not make it longer, and many after it do not either: file
+    /// systems do writes that move a file's end one by one. What lies between stays a hole, and is cut off at the close.
+    /// Every write behind the file's end comes after this, of metadata too: the block at the new end must hit nothing.
+    pub(super) async fn extend_file(&self, end: u64) {
+        loop {
+            if end <= self.image.lock().file_end {
+                return;
+            }
+            let Some(_claim) = self.claim(Task::Extend).await else { continue };
+            let step = (end / 8).clamp(EXTENSION_MIN, EXTENSION_MAX);
+            let Some(new) = end.checked_add(step).map(|new| new.next_multiple_of(EXTENSION_MIN)) else { return };
+            // Where it cannot grow so far, it may still take what is to be written.
+            let extended = self.write_bytes(new - BLOCK, &[0; BLOCK as usize]).await.is_ok();
+            let mut state = self.image.lock();
+            state.file_end = if extended { new } else { end };
+            state.extended |= extended;
+            return;
+        }
+    }
+
     /// Makes the block for entry `index` of the refcount table.
     pub(super) async fn make_refcount_block(&self, index: u64) -> BlockResult {
         let entries = {
@@ -62,6 +88,7 @@ impl Channel {
         let cluster = self.attempt(|state| state.block_place(index)).await?;
         let words = self.image.lock().counted_words(1, 1);
         let offset = cluster << self.image.geometry.cluster_bits;
+        self.extend_file(offset + self.image.geometry.cluster_size()).await;
         self.write_bytes(offset, &to_bytes(&words)).await?;
         let mut state = self.image.lock();
         if let Some(entry) = state.refcount_table.get_mut(index as usize) {
@@ -102,6 +129,7 @@ impl Channel {
             return Err(self.corrupted("a cluster that holds metadata has no refcount").await);
         }
         let words = self.image.lock().counted_words(blocks + table, blocks);
+        self.extend_file(end << geometry.cluster_bits).await;
         self.write_bytes(first << geometry.cluster_bits, &to_bytes(&words)).await?;
         let mut new = old.clone();
         new.extend((0..blocks).map(|block| (first + block) << geometry.cluster_bits));

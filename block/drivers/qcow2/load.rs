@@ -56,6 +56,8 @@ impl State {
             allocations: InFlightAllocations::default(),
             free_hint: 0,
             zero_from: u64::MAX,
+            file_end: u64::MAX,
+            extended: false,
             unlinked: Vec::new(),
             retired: Vec::new(),
             epoch: 0,
@@ -147,7 +149,10 @@ impl Channel {
             regions.extend(found.into_iter().map(|region| ("a table of bitmaps", region)));
         }
         state.protect(&regions)?;
-        state.zero_from = self.file.length().div_ceil(cluster);
+        // It may have grown since it was opened: by a repair.
+        self.file.node().refresh();
+        state.file_end = self.file.length();
+        state.zero_from = state.file_end.div_ceil(cluster);
         self.clear_autoclear(state, header).await
     }
 

@@ -179,9 +179,25 @@ impl Qcow2 {
         Ok(report)
     }
 
+    /// Cuts off what the file was made longer by ahead of its use.
+    fn trim(&self) -> OpenResult {
+        let end = {
+            let state = self.image.lock();
+            let used = state.zero_from.checked_shl(self.image.geometry.cluster_bits);
+            used.filter(|used| state.extended && *used < state.file_end)
+        };
+        match (end, self.file()) {
+            (Some(end), Some(file)) => file.node().resize(end),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes back what is dirty and forgets what is cached.
     fn close(&self) -> OpenResult {
         self.write_back()?;
+        if let Err(error) = self.trim() {
+            tracing::warn!("node \"{}\": its file stays longer than it need be: {error}", self.image.name);
+        }
         let mut state = self.image.lock();
         let empty =
             state::State::unloaded(state.geometry, state.header.clone(), state.header_sector.clone(), self.caches);

@@ -121,6 +121,7 @@ impl Channel {
         table.resize(entries as usize, 0);
         let mut bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         bytes.resize(bytes.len().next_multiple_of(geometry.cluster_size() as usize), 0);
+        self.extend_file(offset + bytes.len() as u64).await;
         self.write_bytes(offset, &bytes).await?;
         self.file.flush().await?;
         let before = self.image.lock().header_sector.clone();

@@ -56,6 +56,8 @@ pub(super) enum Task {
     Load(Need),
     /// Any change of the refcount table.
     RefcountTable,
+    /// Making the file longer.
+    Extend,
     WriteBack,
     Reap,
 }
@@ -107,6 +109,10 @@ pub(super) struct State {
     /// From this cluster on, the file reads as zeroes: it ended before it when it was opened, and nothing was allocated
     /// there since.
     pub zero_from: u64,
+    /// How long the file is at least, in bytes.
+    pub file_end: u64,
+    /// It was made longer ahead of its use.
+    pub extended: bool,
     /// Clusters that nothing refers to any more, in memory. On disk something may, until the next write-back.
     pub unlinked: Vec<Span>,
     /// Clusters that nothing on disk refers to any more. Requests that began before may still use them.

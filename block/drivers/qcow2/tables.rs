@@ -91,6 +91,7 @@ impl Channel {
         let old = self.attempt(|state| state.table(offset)).await?;
         let taken = self.attempt(|state| state.allocate(1)).await?;
         let table = taken.span.first << geometry.cluster_bits;
+        self.extend_file(table + geometry.cluster_size()).await;
         if let Err(error) = self.fill_table(table, old).await {
             self.give_back(taken.span).await;
             return Err(error);

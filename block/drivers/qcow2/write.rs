@@ -74,6 +74,9 @@ impl Channel {
     /// Writes an allocation's data: the guest's at `at`, and around it what was to be read there before.
     async fn write_new(&self, plan: &Plan, at: u64, iov: &[IoVec]) -> BlockResult {
         let (head, tail) = (at - plan.start, plan.end - plan.data_end);
+        if plan.taken.is_some() {
+            self.extend_file(plan.host + (plan.end - plan.start)).await;
+        }
         let backing = self.backing_length();
         let is_zero = |offset, bytes| self.attempt(move |state| state.reads_zero(offset, bytes, backing));
         let (head_zero, tail_zero) = (is_zero(plan.start, head).await?, is_zero(plan.data_end, tail).await?);

@@ -305,3 +305,31 @@ fn what_is_flushed_is_in_the_file_while_the_image_is_open() {
     std::fs::copy(&path, &copy).expect("there is room");
     compare(&copy, &content);
 }
+
+/// Writes that move a file's end are done one by one by file systems, so the file runs ahead of its use.
+#[test]
+fn the_file_grows_in_large_steps_and_ends_with_its_last_cluster() {
+    let place = TempDir::on_disk();
+    let path = place.path("disk");
+    create(&path, &CreateOptions { size: 64 << 20, ..CreateOptions::default() });
+    let length = || std::fs::metadata(&path).expect("it exists").len();
+    let (graph, node) = opened(&format!("qcow2,file.driver=file,file.filename={path}"));
+    let child = user(&node, 512);
+    let context = context();
+    let channel = channel(&child, &context);
+    let lengths: std::collections::BTreeSet<u64> = (0..200u64)
+        .map(|cluster| {
+            let channel = channel.clone();
+            context.run_until(async move {
+                let buffer = AlignedBuffer::new(4096, 4096);
+                assert_eq!(channel.pwritev(cluster * 65536, &[buffer.iov()], Default::default()).await, Ok(()));
+            });
+            length()
+        })
+        .collect();
+    assert!(lengths.len() < 12 && lengths.iter().all(|length| length % (1 << 20) == 0), "{lengths:?}");
+    drop((channel, child, node, graph));
+    // Header, refcount table and block, L1 and L2 table.
+    assert_eq!(length(), (200 + 5) * 65536);
+    check_clean(&path);
+}
