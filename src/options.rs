@@ -30,8 +30,8 @@ pub use chardev::{ChardevConfig, ChardevKind, MonitorConfig};
 pub use cpus::Cpus;
 pub use disk::{CacheMode, Disk};
 pub use export::{
-    EXPORT_OPTIONS, ExportConfig, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SocketAddress, check_queue_size_max,
-    check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
+    EXPORT_OPTIONS, ExportConfig, ON_ERROR_NAMES, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, STOP_TIMEOUT_MS_MAX,
+    SocketAddress, check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 pub use iothread::{IOTHREAD_OPTIONS, IothreadConfig, POLL_MAX_NS_DEFAULT};
 pub use queue_mapping::QueueMapping;

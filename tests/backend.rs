@@ -150,6 +150,14 @@ impl Setup {
         self
     }
 
+    /// Every request that fails on the host fails for the guest, at once, as in a program that knows nothing else.
+    pub fn reporting(self) -> Self {
+        match self.program {
+            Program::Blockport => self.export("werror=report"),
+            Program::QemuStorageDaemon => self,
+        }
+    }
+
     pub fn read_only(self) -> Self {
         self.export("writable=off")
     }

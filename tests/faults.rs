@@ -73,7 +73,7 @@ fn an_error_below_the_format_is_told() {
 fn no_space_is_an_io_error_to_the_guest() {
     let image = Image::filled(1 << 20);
     let rules = "inject-error.0.event=none,inject-error.0.iotype=write,inject-error.0.errno=28,inject-error.0.once=on";
-    let backend = Setup::faulty(image.path(), rules).start();
+    let backend = Setup::faulty(image.path(), rules).reporting().start();
     let mut device = backend.device(&Profile::qemu());
     let data = pattern(1, 512);
     assert_eq!(device.queue().request(&Request::write(0, &data)).status, IOERR);
@@ -133,6 +133,7 @@ fn small_disk(test: &str) -> Option<SmallDisk> {
     let path = mount_point.path().display().to_string();
     let prepare = "mount -t tmpfs -o size=1m none \"$0\" && truncate -s 8M \"$0/disk\" && exec \"$@\"";
     let backend = Setup::file(&mount_point.path().join("disk"))
+        .reporting()
         .under(&["unshare", "--mount", "sh", "-c", prepare, &path])
         .start();
     let dir = backend.proc("root").join(path.trim_start_matches('/'));

@@ -23,6 +23,7 @@ mod config_space;
 mod connections;
 mod differential;
 mod engines;
+mod error_policies;
 mod faults;
 mod features;
 mod framings;

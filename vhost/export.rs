@@ -2,12 +2,14 @@
 //! outlives every connection, with the write cache's value and the statistics.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use blockport_block::aio::{AioRemote, reserve_locals};
-use blockport_block::{Attached, BlockBackend, BlockDevOps, OpenResult};
+use blockport_block::{Attached, BlockBackend, BlockDevOps, OnErrorPolicy, OpenResult};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_ID_BYTES};
 
 use crate::config_space::{self, CONFIG_BYTES, RangeLimits, WRITEBACK_OFFSET, bit};
+use crate::device_stop::DeviceStop;
 use crate::server::Server;
 use crate::session::Session;
 use crate::socket::{Endpoint, SocketAddress, SocketError};
@@ -35,6 +37,13 @@ pub struct ExportSettings {
     pub writethrough: bool,
     /// Offers packed virtqueues besides split ones.
     pub packed: bool,
+    /// What is done about reads that fail on the host.
+    pub on_read_error: OnErrorPolicy,
+    /// What is done about requests of all other kinds that fail on the host.
+    pub on_write_error: OnErrorPolicy,
+    /// How long requests are kept when the device has stopped over an error, before they are answered with it; `None`: for
+    /// ever.
+    pub stop_timeout: Option<Duration>,
 }
 
 /// Why an export could not start.
@@ -56,6 +65,7 @@ pub(crate) struct ExportState {
     pub(crate) settings: ExportSettings,
     pub(crate) backend: Arc<BlockBackend>,
     pub(crate) device: Arc<DeviceModel>,
+    pub(crate) device_stop: Arc<DeviceStop>,
     /// The feature bits offered.
     pub(crate) features: u64,
     pub(crate) write_cache: WriteCache,
@@ -128,7 +138,11 @@ impl BlockDevOps for Device {
         true
     }
 
-    fn change_media(&self, _load: bool) -> OpenResult {
+    fn change_media(&self, load: bool) -> OpenResult {
+        // What was kept was meant for the medium that has gone.
+        if !load && let Some(export) = self.0.upgrade() {
+            export.device_stop.give_up();
+        }
         self.config_changed();
         Ok(())
     }
@@ -194,9 +208,15 @@ impl VhostUserBlkExport {
             block_size: settings.logical_block_size,
             ranges: RangeLimits::new(&backend.limits(), settings.logical_block_size),
         });
+        let first_local = reserve_locals(settings.num_queues.into());
+        let numbers = first_local..first_local + u64::from(settings.num_queues);
+        let device_stop =
+            DeviceStop::new(iothreads.iter().cloned().cycle().zip(numbers).collect(), settings.stop_timeout);
+        backend.set_on_error(settings.on_read_error, settings.on_write_error);
         let state = Arc::new(ExportState {
             write_cache: WriteCache::new(!settings.writethrough),
-            first_local: reserve_locals(settings.num_queues.into()),
+            device_stop,
+            first_local,
             session: Mutex::default(),
             device,
             features,
@@ -230,6 +250,18 @@ impl VhostUserBlkExport {
     pub fn retire(&self) -> bool {
         self.server.retire();
         self.is_connected()
+    }
+
+    /// Goes on after an error has stopped the device: what was kept is done again, in order, before anything new. Nothing
+    /// happens if it has not stopped.
+    pub fn resume(&self) {
+        self.state.backend.reset_iostatus();
+        self.state.device_stop.resume();
+    }
+
+    /// Whether the device has stopped over an error, and keeps requests.
+    pub fn is_stopped(&self) -> bool {
+        self.state.device_stop.is_stopped()
     }
 
     /// The drive it offers.

@@ -2,6 +2,7 @@
 //! what a device model may: BlockBackend and AioContext.
 
 mod config_space;
+mod device_stop;
 mod export;
 mod extra_messages;
 mod guest_memory;

@@ -1,6 +1,9 @@
 //! A virtqueue at work on its iothread: it pops batches, starts requests, collects what completes, publishes once a
 //! turn and calls the guest. It owns the started ring from start to stop; the session decides when these are.
 
+mod kept;
+mod workers;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -10,12 +13,16 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use blockport_block::aio::{AioContext, Poller, Signal, TurnEnd, Watch};
-use blockport_block::{BackendChannel, BlockBackend, BlockError, BlockResult};
+use blockport_block::event::{self, BlockEvent};
+use blockport_block::{BackendChannel, BlockBackend, BlockError};
 
 use crate::config_space::RangeLimits;
+use crate::device_stop::DeviceStop;
 use crate::guest_memory::GuestMemory;
-use crate::virtio_blk::{self, DeviceModel, Pending, Started};
+use crate::virtio_blk::{self, DeviceModel, Failed, Pending, Started};
 use crate::virtqueue::{Chain, RingError, VirtQueue};
+
+use workers::IdleWorkers;
 
 /// The most chains popped in one go, so that one queue cannot hold its iothread.
 const BATCH_MAX: usize = 128;
@@ -42,8 +49,11 @@ pub(crate) struct Notifiers {
 pub(crate) struct QueueSetup {
     /// "export \"e0\", queue 3", for the log.
     pub(crate) name: String,
+    /// Its number, from 0.
+    pub(crate) index: u16,
     pub(crate) ring: VirtQueue,
     pub(crate) device: Arc<DeviceModel>,
+    pub(crate) device_stop: Arc<DeviceStop>,
     /// `None`: the front-end does not kick.
     pub(crate) kick: Option<Arc<OwnedFd>>,
     pub(crate) notifiers: Notifiers,
@@ -67,46 +77,10 @@ impl SpareChains {
     }
 }
 
-/// The worker tasks that wait for a request.
-#[derive(Default)]
-struct IdleWorkers {
-    /// In the order in which they began to wait; those that were woken by something else stand here still.
-    waiting: RefCell<Vec<(usize, Waker)>>,
-    /// Whether each worker waits.
-    idle: RefCell<Vec<bool>>,
-}
-
-impl IdleWorkers {
-    /// The number of a new worker.
-    fn hire(&self) -> usize {
-        let mut idle = self.idle.borrow_mut();
-        idle.push(false);
-        idle.len() - 1
-    }
-
-    fn take(&self) -> Option<Waker> {
-        loop {
-            let (number, waker) = self.waiting.borrow_mut().pop()?;
-            if std::mem::replace(&mut self.idle.borrow_mut()[number], false) {
-                return Some(waker);
-            }
-        }
-    }
-
-    fn set_busy(&self, number: usize) {
-        self.idle.borrow_mut()[number] = false;
-    }
-
-    fn set_idle(&self, number: usize, waker: &Waker) {
-        if !std::mem::replace(&mut self.idle.borrow_mut()[number], true) {
-            self.waiting.borrow_mut().push((number, waker.clone()));
-        }
-    }
-}
-
 /// A started virtqueue. It keeps itself alive until it is stopped.
 pub struct Queue {
     name: String,
+    index: u16,
     context: AioContext,
     ring: RefCell<VirtQueue>,
     channel: Rc<BackendChannel>,
@@ -115,8 +89,16 @@ pub struct Queue {
     error: RefCell<Option<Rc<Signal>>>,
     kick: RefCell<Option<Watch>>,
     enabled: Cell<bool>,
+    /// Pops nothing, for as long as somebody waits for what is in flight.
     stopping: Cell<bool>,
+    /// The same for good.
+    ending: Cell<bool>,
     broken: Cell<bool>,
+    /// Pops nothing, as the device has stopped over an error.
+    held: Cell<bool>,
+    device_stop: Arc<DeviceStop>,
+    /// Failed requests that wait for the device to go on, in the order in which they failed. They are in flight.
+    kept: RefCell<VecDeque<Failed>>,
     in_flight: Cell<usize>,
     /// The buffers of the requests in flight, and whether too many of them keep others in the ring.
     buffers_in_flight: Cell<usize>,
@@ -142,6 +124,7 @@ impl Queue {
     pub(crate) fn start(setup: QueueSetup, context: &AioContext, channel: Rc<BackendChannel>) -> Rc<Self> {
         let queue = Rc::new(Self {
             name: setup.name,
+            index: setup.index,
             context: context.clone(),
             ring: RefCell::new(setup.ring),
             channel,
@@ -151,7 +134,11 @@ impl Queue {
             kick: RefCell::new(None),
             enabled: Cell::new(setup.enabled),
             stopping: Cell::new(false),
+            ending: Cell::new(false),
             broken: Cell::new(false),
+            held: Cell::new(setup.device_stop.is_stopped()),
+            device_stop: setup.device_stop,
+            kept: RefCell::default(),
             in_flight: Cell::new(0),
             buffers_in_flight: Cell::new(0),
             held_back: Cell::new(false),
@@ -215,7 +202,7 @@ impl Queue {
         }
     }
 
-    /// Pops nothing until [`Queue::resume`], and returns when nothing is in flight.
+    /// Pops nothing until [`Queue::resume`], and returns when nothing is in flight but what is kept.
     pub(crate) async fn pause(&self) {
         self.stopping.set(true);
         self.drained().await;
@@ -235,7 +222,9 @@ impl Queue {
     /// as GET_VRING_BASE answers it.
     pub(crate) async fn stop(self: Rc<Self>) -> u32 {
         self.stopping.set(true);
+        self.ending.set(true);
         self.kick.replace(None);
+        self.give_kept_up();
         self.drained().await;
         if !self.broken.get() {
             // Whoever starts the ring again, another back-end perhaps, must find kicks wanted.
@@ -253,7 +242,7 @@ impl Queue {
 
     async fn drained(&self) {
         std::future::poll_fn(|cx| {
-            if self.in_flight.get() == 0 {
+            if self.is_drained() {
                 return Poll::Ready(());
             }
             self.drained.borrow_mut().push(cx.waker().clone());
@@ -262,13 +251,23 @@ impl Queue {
         .await;
     }
 
+    fn is_drained(&self) -> bool {
+        self.in_flight.get() == self.kept.borrow().len()
+    }
+
+    fn wake_if_drained(&self) {
+        if self.is_drained() {
+            self.drained.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
     /// Has the loop look at the ring in this turn and those that follow.
     pub fn look(self: &Rc<Self>) {
         self.context.make_hot(self.clone());
     }
 
     fn serves(&self) -> bool {
-        self.enabled.get() && !self.stopping.get() && !self.broken.get()
+        self.enabled.get() && !self.stopping.get() && !self.broken.get() && !self.held.get()
     }
 
     /// Pops and starts up to a batch of requests. Returns whether there was any.
@@ -293,13 +292,17 @@ impl Queue {
             }
             let head = chain.head;
             match virtio_blk::start(&mut chain, &self.device, &self.channel) {
-                Started::Done { written, result } => {
-                    ring.push(head, written);
-                    self.log_error(result);
-                }
+                Started::Done { written } => ring.push(head, written),
                 Started::Pending(pending) => {
                     self.hand_over(pending);
                     chain = self.spare.take().unwrap_or_default();
+                }
+                Started::Failed(failed) => {
+                    // What becomes of it may need the ring.
+                    drop(ring);
+                    self.judge_popped(failed);
+                    chain = self.spare.take().unwrap_or_default();
+                    ring = self.ring.borrow_mut();
                 }
             }
         };
@@ -314,10 +317,13 @@ impl Queue {
         popped > 0
     }
 
-    fn complete(self: &Rc<Self>, chain: Chain, written: u32) {
+    /// Returns a request that was in flight to the guest.
+    fn end(self: &Rc<Self>, chain: Chain, written: u32) {
         self.ring.borrow_mut().push(chain.head, written);
         self.spare.give(chain);
         self.mark_dirty();
+        self.in_flight.set(self.in_flight.get() - 1);
+        self.wake_if_drained();
     }
 
     fn mark_dirty(self: &Rc<Self>) {
@@ -345,16 +351,17 @@ impl Queue {
     async fn work(self: Rc<Self>, number: usize) {
         while let Some(pending) = self.next_request(number).await {
             let buffers = pending.buffers();
-            let (chain, written, result) = pending.await;
+            let result = pending.await;
             self.buffers_in_flight.set(self.buffers_in_flight.get() - buffers);
             if self.held_back.take() {
                 self.look();
             }
-            self.log_error(result);
-            self.complete(chain, written);
-            self.in_flight.set(self.in_flight.get() - 1);
-            if self.in_flight.get() == 0 {
-                self.drained.take().into_iter().for_each(Waker::wake);
+            match result {
+                Ok((chain, written)) => self.end(chain, written),
+                Err(failed) => match self.judge(failed) {
+                    Some((chain, written)) => self.end(chain, written),
+                    None => self.wake_if_drained(),
+                },
             }
         }
     }
@@ -398,19 +405,14 @@ impl Queue {
             return;
         }
         tracing::error!("{}: broken: {error}", self.name);
+        let (device, reason) = (self.channel.label().to_owned(), error.to_string());
+        event::emit(BlockEvent::QueueBroken { device, queue: self.index, reason });
         if let Some(notifier) = &*self.error.borrow() {
             self.context.signal(notifier);
         }
     }
 
     /// Logs the cause of a failed request, at most once in an interval.
-    #[inline]
-    fn log_error(&self, result: BlockResult) {
-        if let Err(error) = result {
-            self.log_cause(error);
-        }
-    }
-
     #[cold]
     fn log_cause(&self, error: BlockError) {
         if matches!(error, BlockError::OutOfRange | BlockError::ReadOnly) {
@@ -477,8 +479,10 @@ pub fn start_for_bench(
     };
     let setup = QueueSetup {
         name: "bench".to_owned(),
+        index: 0,
         ring,
         device: Arc::new(device),
+        device_stop: DeviceStop::new(Vec::new(), None),
         kick: Some(kick),
         notifiers: Notifiers::default(),
         enabled: true,

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use blockport_block::driver::BoxFuture;
@@ -16,6 +17,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use crate::config_space::{RANGE_SEGMENTS_MAX, RangeLimits, SECTOR_SIZE};
+use crate::guest_memory::GuestMemory;
 use crate::virtqueue::Chain;
 
 const HEADER_BYTES: usize = 16;
@@ -40,11 +42,11 @@ pub(crate) enum Started {
     Done {
         /// How many bytes of the chain were written.
         written: u32,
-        /// What the block layer said, if it was asked.
-        result: BlockResult,
     },
     /// It goes on, and has taken the chain.
     Pending(Pending),
+    /// The block layer has failed it; it has taken the chain.
+    Failed(Failed),
 }
 
 /// What runs in the block layer.
@@ -61,14 +63,80 @@ struct Room {
     is_filled: bool,
 }
 
+/// What the header of a chain says, and where its parts are.
+#[derive(Clone, Copy)]
+struct Parsed {
+    kind: u32,
+    sector: u64,
+    /// The first of the readable buffers that holds data.
+    from: usize,
+    /// Where the status byte goes.
+    status: IoVec,
+    room: Room,
+}
+
 /// A request under way. It must be polled to its end.
 pub(crate) struct Pending {
     /// `None` once it has ended.
     chain: Option<Chain>,
-    /// Where the status byte goes.
-    status: IoVec,
-    room: Room,
+    parsed: Parsed,
     work: Work,
+    /// See [`Failed::hold`].
+    memory: Option<Arc<GuestMemory>>,
+}
+
+/// A request that the block layer has failed. What becomes of it is decided by the error policy; nothing is written yet.
+pub(crate) struct Failed {
+    chain: Chain,
+    parsed: Parsed,
+    error: BlockError,
+    memory: Option<Arc<GuestMemory>>,
+}
+
+impl Failed {
+    pub(crate) fn error(&self) -> BlockError {
+        self.error
+    }
+
+    /// What it is to the block layer.
+    pub(crate) fn kind(&self) -> RequestKind {
+        match self.parsed.kind {
+            VIRTIO_BLK_T_IN => RequestKind::Read,
+            VIRTIO_BLK_T_FLUSH => RequestKind::Flush,
+            VIRTIO_BLK_T_DISCARD => RequestKind::Discard,
+            VIRTIO_BLK_T_WRITE_ZEROES => RequestKind::WriteZeroes,
+            _ => RequestKind::Write,
+        }
+    }
+
+    /// Keeps the memory that its buffers are in, for as long as the request lives.
+    pub(crate) fn hold(&mut self, memory: &Arc<GuestMemory>) {
+        self.memory.get_or_insert_with(|| memory.clone());
+    }
+
+    /// Answers with the error. Returns the chain, and how many of its bytes were written.
+    pub(crate) fn report(self) -> (Chain, u32) {
+        let written = finish(self.parsed.status, self.parsed.room, status_of(self.error));
+        (self.chain, written)
+    }
+
+    /// Answers as if all were well. A read has filled its buffers with nothing for sure, and claims none of it.
+    pub(crate) fn ignore(self) -> (Chain, u32) {
+        let room = Room { is_filled: false, ..self.parsed.room };
+        (self.chain, finish(self.parsed.status, room, VIRTIO_BLK_S_OK))
+    }
+
+    /// Does it once more. The chain comes back in `chain`, unless the request has taken it again.
+    pub(crate) fn retry(self, chain: &mut Chain, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
+        *chain = self.chain;
+        let mut started = dispatch(chain, self.parsed, device, channel);
+        match &mut started {
+            Started::Done { .. } => {}
+            Started::Pending(pending) => pending.memory = self.memory,
+            Started::Failed(failed) => failed.memory = self.memory,
+        }
+        started
+    }
 }
 
 impl Pending {
@@ -79,8 +147,8 @@ impl Pending {
 }
 
 impl Future for Pending {
-    /// The chain, how many of its bytes were written, and the error, if it failed.
-    type Output = (Chain, u32, BlockResult);
+    /// The chain, and how many of its bytes were written.
+    type Output = Result<(Chain, u32), Failed>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -88,18 +156,19 @@ impl Future for Pending {
             Work::One(request) => std::task::ready!(Pin::new(request).poll(cx)),
             Work::Several(future) => std::task::ready!(future.as_mut().poll(cx)),
         };
-        let chain = this.chain.take().unwrap_or_default();
-        let written = finish(this.status, this.room, status_of(result));
-        Poll::Ready((chain, written, result))
+        let (chain, parsed) = (this.chain.take().unwrap_or_default(), this.parsed);
+        Poll::Ready(match result {
+            Ok(()) => Ok((chain, finish(parsed.status, parsed.room, VIRTIO_BLK_S_OK))),
+            Err(error) => Err(Failed { chain, parsed, error, memory: this.memory.take() }),
+        })
     }
 }
 
 /// The one place where an error becomes a status.
-fn status_of(result: BlockResult) -> u32 {
-    match result {
-        Ok(()) => VIRTIO_BLK_S_OK,
-        Err(BlockError::NotSupported) => VIRTIO_BLK_S_UNSUPP,
-        Err(_) => VIRTIO_BLK_S_IOERR,
+fn status_of(error: BlockError) -> u32 {
+    match error {
+        BlockError::NotSupported => VIRTIO_BLK_S_UNSUPP,
+        _ => VIRTIO_BLK_S_IOERR,
     }
 }
 
@@ -117,16 +186,23 @@ fn finish(status: IoVec, room: Room, code: u32) -> u32 {
 pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
     // No room for a status: nothing can be answered, and nothing is done.
     let Some(status) = take_status(chain) else { return answered(0) };
-    let (data_out, data_in) = chain.iov.split_at_mut(chain.readable);
+    let (readable, data_in) = chain.iov.split_at_mut(chain.readable);
     let in_bytes = u32::try_from(iovec::total_len(data_in)).unwrap_or(u32::MAX);
-    let Some((header, from)) = take_header(data_out) else {
+    let Some((header, from)) = take_header(readable) else {
         return answered(finish(status, Room { bytes: in_bytes, is_filled: false }, VIRTIO_BLK_S_IOERR));
     };
-    let data_out = &data_out[from..];
     // §5.2.6: le32 type, le32 reserved, le64 sector.
     let (kind, sector) = (header[0] as u32, header[1]);
     let room = Room { bytes: in_bytes, is_filled: kind == VIRTIO_BLK_T_IN };
+    dispatch(chain, Parsed { kind, sector, from, status, room }, device, channel)
+}
 
+/// The one match on the request type.
+#[inline(always)]
+fn dispatch(chain: &mut Chain, parsed: Parsed, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
+    let Parsed { kind, sector, from, status, room } = parsed;
+    let (readable, data_in) = chain.iov.split_at(chain.readable);
+    let data_out = &readable[from..];
     // What the block layer is asked once; all else is answered in its arm.
     let submitted = match kind {
         VIRTIO_BLK_T_IN => match device.range(sector, iovec::total_len(data_in)) {
@@ -142,24 +218,31 @@ pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<Backen
             // §5.2.6: no terminator when the serial is as long as the field. A shorter buffer gets what fits.
             let copied = iovec::fill_from(data_in, &device.serial) as u32;
             status.write_byte(VIRTIO_BLK_S_OK as u8);
-            return answered(copied + u32::from(copied == in_bytes));
+            return answered(copied + u32::from(copied == room.bytes));
         }
         VIRTIO_BLK_T_DISCARD if device.can_discard => {
             let several = device.discard(data_out, channel);
-            return start_several(several, RequestKind::Discard, chain, channel, status, room);
+            return start_several(several, RequestKind::Discard, chain, channel, parsed);
         }
         VIRTIO_BLK_T_WRITE_ZEROES => {
             let several = device.write_zeroes(data_out, channel);
-            return start_several(several, RequestKind::WriteZeroes, chain, channel, status, room);
+            return start_several(several, RequestKind::WriteZeroes, chain, channel, parsed);
         }
         _ => return answered(finish(status, room, VIRTIO_BLK_S_UNSUPP)),
     };
     match submitted {
-        Submitted::Done(result) => Started::Done { written: finish(status, room, status_of(result)), result },
+        Submitted::Done(Ok(())) => Started::Done { written: finish(status, room, VIRTIO_BLK_S_OK) },
+        Submitted::Done(Err(error)) => failed(chain, parsed, error),
         Submitted::Pending(request) => {
-            Started::Pending(Pending { chain: Some(std::mem::take(chain)), status, room, work: Work::One(request) })
+            let (chain, work) = (Some(std::mem::take(chain)), Work::One(request));
+            Started::Pending(Pending { chain, parsed, work, memory: None })
         }
     }
+}
+
+#[cold]
+fn failed(chain: &mut Chain, parsed: Parsed, error: BlockError) -> Started {
+    Started::Failed(Failed { chain: std::mem::take(chain), parsed, error, memory: None })
 }
 
 /// A request of several segments, or why it is none.
@@ -168,23 +251,22 @@ fn start_several(
     kind: RequestKind,
     chain: &mut Chain,
     channel: &BackendChannel,
-    status: IoVec,
-    room: Room,
+    parsed: Parsed,
 ) -> Started {
     match several {
         Ok(future) => {
             let chain = Some(std::mem::take(chain));
-            Started::Pending(Pending { chain, status, room, work: Work::Several(future) })
+            Started::Pending(Pending { chain, parsed, work: Work::Several(future), memory: None })
         }
-        Err(Refusal::IoError) => refuse(kind, channel, status, room),
-        Err(Refusal::Unsupported) => answered(finish(status, room, VIRTIO_BLK_S_UNSUPP)),
+        Err(Refusal::IoError) => refuse(kind, channel, parsed.status, parsed.room),
+        Err(Refusal::Unsupported) => answered(finish(parsed.status, parsed.room, VIRTIO_BLK_S_UNSUPP)),
     }
 }
 
 /// What is answered without asking the block layer.
 #[inline]
 fn answered(written: u32) -> Started {
-    Started::Done { written, result: Ok(()) }
+    Started::Done { written }
 }
 
 /// A request that is refused before it reaches the block layer.

@@ -77,6 +77,11 @@ impl BackendChannel {
         self.gated.set(self.quiesced.get() || self.throttle.borrow().is_some());
     }
 
+    /// What errors, logs and events call the backend: the id of its device.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     /// The iothread's context.
     pub fn context(&self) -> &AioContext {
         &self.context

@@ -42,10 +42,14 @@ impl BlockBackend {
 
 impl BackendChannel {
     /// What the device must do about a request that failed with `error`; the status and the event are out when this
-    /// returns. A request that is kept does not count as failed, until [`BackendChannel::account_given_up`].
+    /// returns. A device that cannot stop now, as it is about to end, reports instead. A request that is kept does not
+    /// count as failed, until [`BackendChannel::account_given_up`].
     #[cold]
-    pub fn error_action(&self, kind: RequestKind, error: BlockError) -> ErrorAction {
-        let action = self.on_error.action(kind, error);
+    pub fn error_action(&self, kind: RequestKind, error: BlockError, may_stop: bool) -> ErrorAction {
+        let action = match self.on_error.action(kind, error) {
+            ErrorAction::Stop if !may_stop => ErrorAction::Report,
+            action => action,
+        };
         if matches!(error, BlockError::NoSpace | BlockError::Host(_)) {
             self.on_error.show(&self.label, self.node_name(), kind, error, action);
         }

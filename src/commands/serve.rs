@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use blockport_block::OnErrorPolicy;
 use blockport_block::aio::AioEngine;
 use blockport_block::options::Options;
 use clap::Args;
@@ -12,8 +13,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::options::{
     CacheMode, ChardevConfig, ChardevKind, Config, Cpus, Disk, ExportConfig, IothreadConfig, MonitorConfig,
-    POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, SandboxArgs, SocketAddress, Step, UsageError,
-    check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
+    ON_ERROR_NAMES, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, STOP_TIMEOUT_MS_MAX, SandboxArgs,
+    SocketAddress, Step, UsageError, check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size,
+    parse_socket_mode,
 };
 
 /// The permissions of the socket unless stated: whoever may connect may read and write the disk.
@@ -85,6 +87,27 @@ pub struct ServeArgs {
         help_heading = "The disk as the guest sees it"
     )]
     seg_max: u32,
+
+    /// What is done about reads that fail on the host
+    #[arg(long, value_name = "POLICY", default_value = "report", value_parser = on_error(), help_heading = "Errors")]
+    rerror: OnErrorPolicy,
+
+    /// What is done about writes that fail on the host
+    ///
+    /// report tells the guest, ignore tells it that all is well, stop keeps the request and all that follow until the
+    /// disk goes on, enospc stops when the host is out of space and reports all else.
+    #[arg(long, value_name = "POLICY", default_value = "enospc", value_parser = on_error(), help_heading = "Errors")]
+    werror: OnErrorPolicy,
+
+    /// How long requests wait for a disk that has stopped, in milliseconds, before they fail; 0 for ever
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value = "0",
+        value_parser = clap::value_parser!(u64).range(..=STOP_TIMEOUT_MS_MAX),
+        help_heading = "Errors"
+    )]
+    stop_timeout: u64,
 
     /// The largest queue a front-end may ask for: a power of two from 2 to 32768 [default: 32768]
     #[arg(long, value_name = "N", value_parser = queue_size_max, help_heading = "The disk as the guest sees it")]
@@ -164,6 +187,13 @@ fn aio_engine(name: String) -> AioEngine {
     AioEngine::NAMES.into_iter().find_map(|(known, engine)| (known == name).then_some(engine)).unwrap_or_default()
 }
 
+fn on_error() -> impl TypedValueParser<Value = OnErrorPolicy> {
+    PossibleValuesParser::new(ON_ERROR_NAMES).map(|name| {
+        let policy = OnErrorPolicy::NAMES.into_iter().find_map(|(known, policy)| (known == name).then_some(policy));
+        policy.unwrap_or(OnErrorPolicy::Report)
+    })
+}
+
 impl ServeArgs {
     /// The configuration that serves this disk, its announcement included.
     ///
@@ -177,6 +207,9 @@ impl ServeArgs {
             num_queues: self.queues,
             logical_block_size: self.logical_block_size,
             seg_max: self.seg_max,
+            on_read_error: self.rerror,
+            on_write_error: self.werror,
+            stop_timeout_ms: self.stop_timeout,
             ..ExportConfig::new(Disk::NODE_NAME, Disk::NODE_NAME, socket)
         };
         if let Some(serial) = self.serial {
@@ -348,6 +381,9 @@ mod tests {
             "--socket-mode=0660",
             "--socket-group=kvm",
             "--seg-max=254",
+            "--rerror=ignore",
+            "--werror=stop",
+            "--stop-timeout=1000",
             "--queue-size-max=1024",
         ];
         let socket = SocketAddress::Unix { path: "/s".into(), mode: Some(0o660), group: Some("kvm".into()) };
@@ -358,6 +394,9 @@ mod tests {
             logical_block_size: 4096,
             writethrough: true,
             seg_max: 254,
+            on_read_error: OnErrorPolicy::Ignore,
+            on_write_error: OnErrorPolicy::Stop,
+            stop_timeout_ms: 1000,
             queue_size_max: 1024,
             ..ExportConfig::new("disk", "disk", socket)
         };
@@ -387,6 +426,8 @@ mod tests {
             ("--cpus=x", "numbers of CPUs"),
             ("--queue-size-max=3", "power of two"),
             ("--seg-max=2000", "--seg-max"),
+            ("--werror=maybe", "report, ignore, enospc, stop, auto"),
+            ("--stop-timeout=-1", "--stop-timeout"),
         ] {
             let error = config(&["d", "--socket=/s", more]).expect_err(more).to_string();
             assert!(error.contains(named), "{more}: {error}");

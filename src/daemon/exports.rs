@@ -3,6 +3,7 @@
 //! This file owns how a configuration becomes an export and how an export ends. It never sees a request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockport_block::{BlockBackend, Graph, OpenError, OpenResult, Permissions, RequestKind};
 use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
@@ -209,6 +210,9 @@ fn start(
         packed: config.packed,
         queue_size_max: config.queue_size_max,
         writethrough: config.writethrough,
+        on_read_error: config.on_read_error,
+        on_write_error: config.on_write_error,
+        stop_timeout: (config.stop_timeout_ms > 0).then(|| Duration::from_millis(config.stop_timeout_ms)),
     };
     if settings.logical_block_size > LOGICAL_BLOCK_SIZE_USUAL {
         let size = settings.logical_block_size;

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use blockport_block::OnErrorPolicy;
 use blockport_block::options::{Options, Result, is_valid_id, parse_size};
 
 use super::queue_mapping::QueueMapping;
@@ -24,6 +25,9 @@ pub const SEG_MAX_DEFAULT: u32 = 126;
 
 /// The most data segments of a request: what one vectored system call takes.
 pub const SEG_MAX_LIMIT: u32 = 1024;
+
+/// The longest `stop-timeout`, in milliseconds: a week.
+pub const STOP_TIMEOUT_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 
 /// The longest path of a unix socket, in bytes: `sun_path` less its terminating zero.
 const SOCKET_PATH_LENGTH_MAX: usize = 107;
@@ -88,10 +92,22 @@ pub struct ExportConfig {
     pub seg_max: u32,
     /// Whether packed virtqueues are offered, besides split ones.
     pub packed: bool,
+    /// What is done about reads that fail on the host.
+    pub on_read_error: OnErrorPolicy,
+    /// What is done about all other requests that fail on the host.
+    pub on_write_error: OnErrorPolicy,
+    /// How long requests wait for a device that has stopped over an error, in milliseconds. 0: for ever.
+    pub stop_timeout_ms: u64,
 }
 
 /// The one kind of export.
 const TYPE: &str = "vhost-user-blk";
+
+/// What may be done about errors, by name.
+pub const ON_ERROR_NAMES: [&str; 5] = {
+    let [a, b, c, d, e] = OnErrorPolicy::NAMES;
+    [a.0, b.0, c.0, d.0, e.0]
+};
 
 /// All options of an export.
 pub const EXPORT_OPTIONS: &[OptionRow] = &[
@@ -112,6 +128,9 @@ pub const EXPORT_OPTIONS: &[OptionRow] = &[
     optional("queue-size-max", OptionKind::Number),
     optional("seg-max", OptionKind::Number),
     optional("packed", OptionKind::Flag),
+    optional("rerror", OptionKind::Choice("BlockdevOnError", &ON_ERROR_NAMES)),
+    optional("werror", OptionKind::Choice("BlockdevOnError", &ON_ERROR_NAMES)),
+    optional("stop-timeout", OptionKind::Number),
     optional("socket-mode", OptionKind::Text),
     optional("socket-group", OptionKind::Text),
 ];
@@ -135,6 +154,9 @@ impl ExportConfig {
             queue_size_max: QUEUE_SIZE_MAX,
             seg_max: SEG_MAX_DEFAULT,
             packed: true,
+            on_read_error: OnErrorPolicy::Report,
+            on_write_error: OnErrorPolicy::Enospc,
+            stop_timeout_ms: 0,
         }
     }
 
@@ -188,6 +210,15 @@ impl ExportConfig {
         }
         if let Some(packed) = options.take_bool("packed")? {
             export.packed = packed;
+        }
+        if let Some(policy) = options.take_enum("rerror", &OnErrorPolicy::NAMES)? {
+            export.on_read_error = policy;
+        }
+        if let Some(policy) = options.take_enum("werror", &OnErrorPolicy::NAMES)? {
+            export.on_write_error = policy;
+        }
+        if let Some(timeout) = options.take_u64_in("stop-timeout", 0..=STOP_TIMEOUT_MS_MAX)? {
+            export.stop_timeout_ms = timeout;
         }
         options.finish()?;
         Ok(export)
@@ -329,8 +360,9 @@ mod tests {
     fn everything_set() {
         let text = "id=e,type=vhost-user-blk,node-name=n,addr.type=unix,addr.path=/s,addr.abstract=off,writable=on,\
                     num-queues=256,logical-block-size=4k,writethrough=on,iothreads.0=a,iothreads.1=b,\
-                    fixed-iothread=on,serial=SN-1,queue-size-max=1024,seg-max=254,packed=off,socket-mode=0660,\
-                    socket-group=kvm,allow-inactive=off";
+                    fixed-iothread=on,serial=SN-1,queue-size-max=1024,seg-max=254,packed=off,rerror=stop,werror=auto,stop-timeout=500,\
+                    socket-mode=0660,socket-group=kvm,\
+                    allow-inactive=off";
         let export = ExportConfig {
             writable: true,
             num_queues: 256,
@@ -341,6 +373,9 @@ mod tests {
             queue_size_max: 1024,
             seg_max: 254,
             packed: false,
+            on_read_error: OnErrorPolicy::Stop,
+            on_write_error: OnErrorPolicy::Auto,
+            stop_timeout_ms: 500,
             ..ExportConfig::new(
                 "e",
                 "n",
@@ -395,6 +430,8 @@ mod tests {
             ("queue-size-max=100", r#"option "queue-size-max" must be a power of two from 2 to 32768, not "100""#),
             ("queue-size-max=65536", r#"option "queue-size-max" must be a power of two from 2 to 32768, not "65536""#),
             ("seg-max=0", r#"option "seg-max" must be from 1 to 1024, not "0""#),
+            ("werror=maybe", r#"option "werror" must be one of report, ignore, enospc, stop, auto, not "maybe""#),
+            ("stop-timeout=604800001", r#"option "stop-timeout" must be from 0 to 604800000, not "604800001""#),
             ("type=nbd", r#"option "type": "nbd" is not supported yet"#),
             ("type=foo", r#"option "type" must be vhost-user-blk, not "foo""#),
             ("addr.type=inet", r#"option "addr.type": "inet" is not supported yet"#),

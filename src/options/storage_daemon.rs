@@ -69,7 +69,10 @@ pub struct StorageDaemonArgs {
     /// (off), num-queues=1..256 (1), logical-block-size=SIZE (512), writethrough=on (off), iothread=ID or
     /// iothreads.0=ID,iothreads.1=ID... (queues in turn) or iothread-vq-mapping.0.iothread=ID,
     /// iothread-vq-mapping.0.vqs.0=N... (each queue exactly once), fixed-iothread, serial=TEXT of at most 20 bytes (the id), queue-size-max=N
-    /// (32768), seg-max=1..1024 (126), packed=off (on), socket-mode=OCTAL and socket-group=GROUP (by the umask).
+    /// (32768), seg-max=1..1024 (126), packed=off (on), socket-mode=OCTAL and socket-group=GROUP (by the umask). What is
+    /// done about requests that fail on the host: rerror (report) and werror (enospc) are report, ignore, enospc, stop or
+    /// auto, as QEMU has them; a device that stops keeps its requests until it goes on, or for stop-timeout=MILLISECONDS
+    /// (0: for ever).
     #[arg(long, value_name = "EXPORT")]
     export: Vec<String>,
 

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Instant;
 
-use blockport_block::aio::{AioSettings, PollSettings};
+use blockport_block::aio::{AioSettings, PollSettings, reserve_locals};
 use blockport_block::options::parse_keyval;
 use blockport_block::{BlockBackend, Graph, Permissions};
 
@@ -17,27 +17,33 @@ use crate::virtqueue::RingFeatures;
 const EVENTS: RingFeatures = RingFeatures { event_idx: true, indirect: false, packed: false };
 /// Where a request's header and its room for a status are.
 const HEADER: u64 = BUFFERS[0].guest;
-const STATUS: u64 = BUFFERS[1].guest;
+pub(super) const STATUS: u64 = BUFFERS[1].guest;
 /// How long something may take that takes no time when it works.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-struct Fixture {
-    context: AioContext,
-    guest: Guest,
-    queue: Rc<Queue>,
+pub(super) struct Fixture {
+    pub(super) context: AioContext,
+    pub(super) guest: Guest,
+    pub(super) queue: Rc<Queue>,
+    pub(super) device_stop: Arc<DeviceStop>,
     kick: Event,
     call: Event,
     error: Event,
     offered: u16,
-    _backend: Arc<BlockBackend>,
+    pub(super) backend: Arc<BlockBackend>,
 }
 
 impl Fixture {
     /// A started queue of 8 entries over a disk that keeps nothing; its requests take `latency`.
     fn new(latency: Duration, has_kick: bool, is_enabled: bool) -> Self {
         let options = format!("null-co,node-name=d,size=1M,read-zeroes=on,latency-ns={}", latency.as_nanos());
-        let options = parse_keyval(&options, Some("driver")).expect("syntax");
-        let node = Graph::default().blockdev_add(options).expect("a null disk");
+        Self::over(&options, None, has_kick, is_enabled)
+    }
+
+    /// The same over any node. A stopped device gives up after `timeout`.
+    pub(super) fn over(options: &str, timeout: Option<Duration>, has_kick: bool, is_enabled: bool) -> Self {
+        let options = parse_keyval(options, Some("driver")).expect("syntax");
+        let node = Graph::default().blockdev_add(options).expect("a disk");
         let backend = BlockBackend::with_root("b", node, Permissions::device(true)).expect("nobody else uses it");
         // Without spinning, so that an idle loop sleeps at once.
         let polling = PollSettings { poll_max_ns: 0, ..PollSettings::default() };
@@ -53,8 +59,12 @@ impl Fixture {
         let guest = Guest::new(8, 0);
         let [kick, call, error] = std::array::from_fn(|_| Event::non_blocking());
         let notifier = |event: &Event| take_notifier(event.file());
+        let number = reserve_locals(1);
+        let device_stop = DeviceStop::new(vec![(context.remote(), number)], timeout);
         let setup = QueueSetup {
             name: "the queue under test".into(),
+            index: 0,
+            device_stop: device_stop.clone(),
             ring: guest.device(EVENTS, 0),
             device: Arc::new(device),
             kick: has_kick.then(|| Arc::new(kick.file().into())),
@@ -62,7 +72,9 @@ impl Fixture {
             enabled: is_enabled,
         };
         let queue = Queue::start(setup, &context, channel);
-        Self { context, guest, queue, kick, call, error, offered: 0, _backend: backend }
+        let weak: std::rc::Weak<Queue> = Rc::downgrade(&queue);
+        context.set_local(number, weak);
+        Self { context, guest, queue, device_stop, kick, call, error, offered: 0, backend }
     }
 
     fn instant() -> Self {
@@ -70,7 +82,7 @@ impl Fixture {
     }
 
     /// Offers a flush, without a kick.
-    fn offer(&mut self) {
+    pub(super) fn offer(&mut self) {
         let flush = [&4u32.to_le_bytes()[..], &[0; 12]].concat();
         self.guest.write(HEADER, &flush);
         self.guest.write(STATUS, &[0xee]);
@@ -80,27 +92,27 @@ impl Fixture {
         self.offered += 1;
     }
 
-    fn kick(&self) {
+    pub(super) fn kick(&self) {
         self.kick.add(1);
     }
 
     /// How many requests are completed.
-    fn completed(&self) -> u16 {
+    pub(super) fn completed(&self) -> u16 {
         self.guest.used_idx()
     }
 
-    fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
+    pub(super) fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
         self.context.run_until(future)
     }
 
     /// Runs the loop until it has slept, and so has done all that there was to do.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         self.run(self.context.sleep(Duration::from_millis(3)));
     }
 
     /// Runs the loop until a request is in flight.
     #[track_caller]
-    fn takes_one(&self) {
+    pub(super) fn takes_one(&self) {
         let end = Instant::now() + DEADLINE;
         while self.queue.in_flight() == 0 {
             assert!(Instant::now() < end, "no request is in flight");
@@ -110,7 +122,7 @@ impl Fixture {
 
     /// Runs the loop until so many requests are completed.
     #[track_caller]
-    fn completes(&self, count: u16) {
+    pub(super) fn completes(&self, count: u16) {
         let end = Instant::now() + DEADLINE;
         while self.completed() != count {
             assert!(self.completed() < count && Instant::now() < end, "{} of {count} are completed", self.completed());

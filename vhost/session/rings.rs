@@ -79,8 +79,11 @@ impl Session {
         }
         let setup = QueueSetup {
             name: format!("{}, queue {index}", self.export.name()),
+            // There are at most 256.
+            index: index as u16,
             ring,
             device: self.export.device.clone(),
+            device_stop: self.export.device_stop.clone(),
             kick: vring.kick.clone(),
             notifiers: Notifiers { call: vring.call.clone(), error: vring.error.clone() },
             enabled: vring.enabled,

@@ -68,10 +68,15 @@ impl Disk {
         iov.extend(pieces(back));
         let mut chain = Chain { head: 7.into(), iov, readable };
         let written = match start(&mut chain, &self.device, &self.channel) {
-            Started::Done { written, .. } => written,
+            Started::Done { written } => written,
+            Started::Failed(failed) => {
+                let written;
+                (chain, written) = failed.report();
+                written
+            }
             Started::Pending(pending) => {
                 let written;
-                (chain, written, _) = self.context.run_until(pending);
+                (chain, written) = self.context.run_until(pending).unwrap_or_else(Failed::report);
                 written
             }
         };

@@ -28,7 +28,9 @@ impl Drive {
     }
 
     fn action(&self, kind: RequestKind, error: BlockError) -> ErrorAction {
-        on_channel(&self.io, &self.backend, move |channel| Box::pin(async move { channel.error_action(kind, error) }))
+        on_channel(&self.io, &self.backend, move |channel| {
+            Box::pin(async move { channel.error_action(kind, error, true) })
+        })
     }
 }
 
@@ -163,7 +165,7 @@ fn a_request_that_is_kept_does_not_count_as_failed_until_it_is_given_up() {
             let result = channel.pwritev(0, &[buffer.iov()]).await;
             assert_eq!(result, Err(BlockError::NoSpace));
             let mut counts = vec![failed()];
-            channel.error_action(RequestKind::Write, BlockError::NoSpace);
+            channel.error_action(RequestKind::Write, BlockError::NoSpace, true);
             counts.push(failed());
             channel.account_given_up(RequestKind::Write);
             counts.push(failed());
