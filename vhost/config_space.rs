@@ -95,16 +95,17 @@ impl RangeLimits {
     }
 }
 
-/// The config space as it is now. Without a medium the capacity is 0.
+/// The config space as it is now. Without a medium the capacity is 0. `ranges` are those of the device, which stay what
+/// they are when the medium changes: the block layer cuts what a medium cannot take in one piece.
 pub(crate) fn config(
     settings: &ExportSettings,
     backend: &BlockBackend,
     features: u64,
+    ranges: &RangeLimits,
     writeback: bool,
 ) -> [u8; CONFIG_BYTES] {
     let limits = backend.limits();
     let block_size = settings.logical_block_size;
-    let ranges = RangeLimits::new(&limits, block_size);
     let physical = limits.physical_block_size.max(block_size).max(limits.request_alignment);
     let physical_exponent = (physical / block_size).checked_ilog2().unwrap_or(0);
     let blocks = |bytes: u32| bytes.div_ceil(block_size);

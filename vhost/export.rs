@@ -92,7 +92,13 @@ impl ExportState {
 
     /// The config space as it is now.
     pub(crate) fn config(&self) -> [u8; CONFIG_BYTES] {
-        config_space::config(&self.settings, &self.backend, self.features, self.write_cache.value())
+        let (settings, ranges) = (&self.settings, &self.device.ranges);
+        config_space::config(settings, &self.backend, self.features, ranges, self.write_cache.value())
+    }
+
+    /// The same without the writeback byte, which the front-end sets itself. Waits for nobody.
+    pub(crate) fn config_but_writeback(&self) -> [u8; CONFIG_BYTES] {
+        config_space::config(&self.settings, &self.backend, self.features, &self.device.ranges, false)
     }
 
     /// A write to the config space: the writeback byte, if CONFIG_WCE was negotiated, and nothing else. It may come with

@@ -1,6 +1,7 @@
 //! The session with one front-end: what each message does to the state that vhost-user negotiates. It never touches a
 //! ring itself: starting, stopping and changing one is asked of the queue's iothread (`session/rings.rs`).
 
+mod config_news;
 mod rings;
 
 use std::fs::File;
@@ -21,10 +22,10 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use crate::config_space::{self, F_PROTOCOL_FEATURES, bit};
 use crate::export::ExportState;
-use crate::extra_messages;
 use crate::guest_memory::{GuestMemory, MemoryRegion, REGIONS_MAX};
 use crate::notifier::{can_be_polled, take_notifier};
 use crate::virtqueue::{RingError, VirtQueue};
+use config_news::ConfigNews;
 use rings::{Addresses, SessionState, Vring};
 
 /// VHOST_F_LOG_ALL: changes with the migration, not with the rings.
@@ -37,8 +38,8 @@ const LEGACY: &str = "VIRTIO_F_VERSION_1 is not accepted, and devices older than
 pub(crate) struct Session {
     export: Arc<ExportState>,
     state: Mutex<SessionState>,
-    /// Apart from the state: whoever sends on it must not wait for a message being served.
-    backend_channel: Mutex<Option<UnixStream>>,
+    /// Apart from the state: whoever sends news must not wait for a message being served.
+    news: ConfigNews,
     /// Set when a handler of ours has refused a message, so that the error that comes back from the crate can be told
     /// from every other.
     refused: AtomicBool,
@@ -58,7 +59,7 @@ impl Session {
         Arc::new(Self {
             export,
             state: Mutex::new(SessionState { vrings, ..SessionState::default() }),
-            backend_channel: Mutex::default(),
+            news: ConfigNews::default(),
             refused: AtomicBool::new(false),
             rings_started: AtomicBool::new(false),
             config_read: AtomicBool::new(false),
@@ -79,17 +80,24 @@ impl Session {
     pub(crate) fn set_backend_channel(&self, channel: Option<UnixStream>) -> bool {
         let negotiated = self.state().protocol_features & VhostUserProtocolFeatures::BACKEND_REQ.bits() != 0;
         let ok = negotiated && channel.is_some();
-        if ok {
-            *self.backend_channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        if ok && let Some(channel) = channel {
+            self.news.set_channel(channel);
         }
         ok
     }
 
     /// Tells the front-end that the config space has changed, where it has a way to be told. Does not wait.
     pub(crate) fn config_changed(&self) {
-        if let Some(channel) = &*self.backend_channel.lock().unwrap_or_else(PoisonError::into_inner)
-            && let Err(error) = extra_messages::send_config_change(channel)
-        {
+        self.warn_if_not_sent(self.news.changed(self.export.config_but_writeback()));
+    }
+
+    /// A ring runs from now on.
+    fn ring_started(&self) {
+        self.warn_if_not_sent(self.news.ring_starts(self.export.config_but_writeback()));
+    }
+
+    fn warn_if_not_sent(&self, sent: io::Result<()>) {
+        if let Err(error) = sent {
             tracing::warn!("{}: the config change could not be sent: {error}", self.export.name());
         }
     }
@@ -393,7 +401,9 @@ impl VhostUserBackendReqHandler for Session {
         if !self.rings_started.load(Ordering::Relaxed) && !self.config_read.swap(true, Ordering::Relaxed) {
             self.export.write_cache.config_read(&self.export.backend);
         }
-        config_space::part(&self.export.config(), offset, size).ok_or_else(|| {
+        let config = self.export.config();
+        self.news.read(config);
+        config_space::part(&config, offset, size).ok_or_else(|| {
             tracing::info!("{}: GET_CONFIG of {size} bytes at {offset:#x} is outside it", self.export.name());
             refuse("outside the config space")
         })

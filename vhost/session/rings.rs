@@ -102,6 +102,7 @@ impl Session {
             });
         started.unwrap_or_else(|| Err("its iothread has ended".into())).map_err(refuse)?;
         vring.started = true;
+        self.ring_started();
         Ok(())
     }
 
@@ -128,6 +129,9 @@ impl Session {
         });
         let stopped = stopped.unwrap_or(Stopped { base: vring.base.unwrap_or(0), in_flight: 0 });
         vring.base = Some(stopped.base);
+        if !state.vrings.iter().any(|vring| vring.started) {
+            self.news.rings_stop();
+        }
         stopped
     }
 
