@@ -1,7 +1,17 @@
-//! Accounting: what a backend has done, counted per iothread without any shared cache line being written by two.
+//! Accounting: what a backend has done and how long it took, counted per iothread without any shared cache line being
+//! written by two.
+//!
+//! The clock is read once when a batch of requests is popped and once when what was ready at once is published, or when
+//! others complete: a turn of the loop is the unit in which latencies are told.
+
+mod histogram;
 
 use std::ops::Add;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use histogram::{BOUNDARIES_MAX, LatencyHistogram};
+pub(crate) use histogram::{Histogram, check_boundaries};
 
 /// The kinds of request that are counted apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +38,18 @@ const KINDS: usize = RequestKind::ALL.len();
 /// The counters of one iothread's channel; written by that thread only, read by any. On cache lines of their own.
 #[derive(Default)]
 #[repr(align(128))]
-pub(crate) struct Accounting([Counters; KINDS]);
+pub(crate) struct Accounting {
+    kinds: [Counters; KINDS],
+    /// Requests under way.
+    under_way: AtomicU64,
+    /// When the last request was completed, as [`crate::aio::nanoseconds`] has it; 0: none was.
+    last_ns: AtomicU64,
+    /// Made by the control side, written by the iothread.
+    histograms: Mutex<Histograms>,
+}
+
+/// The histograms of one iothread, by kind; `None` where nobody asked for one.
+pub(crate) type Histograms = [Option<Arc<Histogram>>; KINDS];
 
 #[derive(Default)]
 struct Counters {
@@ -36,6 +57,7 @@ struct Counters {
     operations: AtomicU64,
     failed: AtomicU64,
     invalid: AtomicU64,
+    time_ns: AtomicU64,
 }
 
 /// Adds without a locked instruction: there is one writer.
@@ -47,7 +69,7 @@ fn add(counter: &AtomicU64, n: u64) {
 impl Accounting {
     #[inline]
     pub(crate) fn done(&self, kind: RequestKind, bytes: u64, ok: bool) {
-        let counters = &self.0[kind as usize];
+        let counters = &self.kinds[kind as usize];
         if ok {
             add(&counters.bytes, bytes);
             add(&counters.operations, 1);
@@ -58,22 +80,58 @@ impl Accounting {
 
     /// Takes a failure back: the request is kept, and done again later.
     pub(crate) fn not_failed(&self, kind: RequestKind) {
-        add(&self.0[kind as usize].failed, 1u64.wrapping_neg());
+        add(&self.kinds[kind as usize].failed, 1u64.wrapping_neg());
     }
 
     pub(crate) fn invalid(&self, kind: RequestKind) {
-        add(&self.0[kind as usize].invalid, 1);
+        add(&self.kinds[kind as usize].invalid, 1);
+    }
+
+    /// Notes how long `count` requests took, and that the last of them was completed at `now`.
+    pub(crate) fn took(&self, kind: RequestKind, latency_ns: u64, count: u64, now: u64) {
+        add(&self.kinds[kind as usize].time_ns, latency_ns.saturating_mul(count));
+        self.last_ns.store(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn begins(&self) {
+        add(&self.under_way, 1);
+    }
+
+    pub(crate) fn ends(&self) {
+        add(&self.under_way, 1u64.wrapping_neg());
+    }
+
+    pub(crate) fn under_way(&self) -> u64 {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn last_ns(&self) -> u64 {
+        self.last_ns.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn histograms(&self) -> Histograms {
+        self.histograms.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn histogram(&self, kind: RequestKind) -> Option<Arc<Histogram>> {
+        self.histograms()[kind as usize].clone()
+    }
+
+    pub(crate) fn set_histogram(&self, kind: RequestKind, histogram: Option<Histogram>) {
+        let mut histograms = self.histograms.lock().unwrap_or_else(PoisonError::into_inner);
+        histograms[kind as usize] = histogram.map(Arc::new);
     }
 
     pub(crate) fn read(&self) -> Statistics {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Statistics(std::array::from_fn(|kind| {
-            let from = &self.0[kind];
+            let from = &self.kinds[kind];
             KindStatistics {
                 bytes: get(&from.bytes),
                 operations: get(&from.operations),
                 failed: get(&from.failed),
                 invalid: get(&from.invalid),
+                total_time_ns: get(&from.time_ns),
             }
         }))
     }
@@ -94,6 +152,8 @@ pub struct KindStatistics {
     pub failed: u64,
     /// Requests refused before they reached the block layer.
     pub invalid: u64,
+    /// How long all operations that succeeded took together, in nanoseconds.
+    pub total_time_ns: u64,
 }
 
 impl Statistics {
@@ -118,6 +178,7 @@ impl Add for Statistics {
                 operations: a.operations + b.operations,
                 failed: a.failed + b.failed,
                 invalid: a.invalid + b.invalid,
+                total_time_ns: a.total_time_ns + b.total_time_ns,
             }
         }))
     }

@@ -10,13 +10,14 @@ mod media;
 mod notifiers;
 mod rebuild;
 mod root;
+mod statistics;
 mod throttling;
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::accounting::{Accounting, Statistics};
+use crate::accounting::{Accounting, Histogram, RequestKind};
 use crate::aio::{AioContext, AioRemote, Answer, reserve_locals};
 use crate::child::Child;
 use crate::dev_ops::BlockDevOps;
@@ -68,6 +69,8 @@ pub struct BlockBackend {
     /// Counts how often it went above 0.
     quiesce_epoch: AtomicU64,
     channels: Mutex<Vec<ChannelHandle>>,
+    /// The boundaries of the latency histograms, by kind.
+    histograms: Mutex<[Option<Arc<[u64]>>; RequestKind::ALL.len()]>,
 }
 
 /// What the control thread knows of a channel.
@@ -100,6 +103,7 @@ impl BlockBackend {
             throttle: Mutex::default(),
             quiesce_epoch: AtomicU64::new(0),
             channels: Mutex::default(),
+            histograms: Mutex::default(),
         })
     }
 
@@ -238,11 +242,6 @@ impl BlockBackend {
         Ok(())
     }
 
-    /// What has been done so far, summed over all iothreads.
-    pub fn statistics(&self) -> Statistics {
-        lock(&self.channels).iter().fold(Statistics::default(), |sum, channel| sum + channel.accounting.read())
-    }
-
     /// The backend's half on the calling iothread, made at the first call there.
     ///
     /// # Errors
@@ -259,6 +258,9 @@ impl BlockBackend {
             Some(known) => known.accounting.clone(),
             None => {
                 let accounting = Arc::<Accounting>::default();
+                for (kind, boundaries) in RequestKind::ALL.into_iter().zip(lock(&self.histograms).iter()) {
+                    accounting.set_histogram(kind, boundaries.as_ref().map(Histogram::new));
+                }
                 channels.push(ChannelHandle { remote, accounting: accounting.clone() });
                 accounting
             }

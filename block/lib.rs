@@ -24,7 +24,7 @@ mod shaping;
 mod sys;
 pub mod throttle;
 
-pub use accounting::{KindStatistics, RequestKind, Statistics};
+pub use accounting::{BOUNDARIES_MAX, KindStatistics, LatencyHistogram, RequestKind, Statistics};
 pub use backend::{
     Attached, BackendChannel, BackendHurry, BackendNotice, BlockBackend, Completed, Notifier, Request, Submitted,
     TrayOpening,

@@ -285,7 +285,12 @@ impl Queue {
                 break None;
             }
             match ring.pop(&mut chain) {
-                Ok(true) => popped += 1,
+                Ok(true) => {
+                    if popped == 0 {
+                        self.channel.batch_begins();
+                    }
+                    popped += 1;
+                }
                 // A packed ring of lost memory is all zeroes, in which nothing is available.
                 Ok(false) => break ring.memory().is_lost().then_some(RingError::MemoryLost),
                 Err(error) => break Some(error),
@@ -391,6 +396,7 @@ impl Queue {
         } else if self.ring.borrow_mut().publish() {
             self.call_guest();
         }
+        self.channel.batch_published();
     }
 
     fn call_guest(&self) {

@@ -11,8 +11,8 @@ use std::task::{Context, Poll, Waker};
 
 use super::BlockBackend;
 use super::throttling::Gate;
-use crate::accounting::{Accounting, RequestKind};
-use crate::aio::AioContext;
+use crate::accounting::{Accounting, Histograms, RequestKind};
+use crate::aio::{self, AioContext};
 use crate::child::ChildChannel;
 use crate::driver::{BlockFuture, WriteFlags};
 use crate::error::{BlockError, BlockResult};
@@ -31,6 +31,9 @@ pub struct BackendChannel {
     parked: RefCell<Vec<Waker>>,
     idle: RefCell<Vec<Waker>>,
     pub(super) accounting: Arc<Accounting>,
+    /// How many requests of each kind were ready at once and are not published yet.
+    ready: [Cell<u32>; RequestKind::ALL.len()],
+    histograms: RefCell<Histograms>,
     pub(super) on_error: Arc<OnError>,
     pub(super) label: String,
     /// The backend's, copied here so that a write reads no line that others share.
@@ -60,6 +63,8 @@ impl BackendChannel {
             throttle: RefCell::new(throttle),
             parked: RefCell::default(),
             idle: RefCell::default(),
+            ready: Default::default(),
+            histograms: RefCell::new(accounting.histograms()),
             accounting,
             on_error: backend.on_error.clone(),
             label: backend.label.clone(),
@@ -152,6 +157,10 @@ impl BackendChannel {
         match future.try_ready() {
             Ok(result) => {
                 self.accounting.done(kind, bytes, result.is_ok());
+                if result.is_ok() {
+                    let ready = &self.ready[kind as usize];
+                    ready.set(ready.get() + 1);
+                }
                 Submitted::Done(result)
             }
             Err(future) => {
@@ -183,7 +192,41 @@ impl BackendChannel {
     }
 
     fn pending(self: &Rc<Self>, kind: RequestKind, bytes: u64, state: State) -> Submitted {
-        Submitted::Pending(Request { channel: self.clone(), kind, bytes, state })
+        self.accounting.begins();
+        let started = self.context.turn_nanoseconds();
+        Submitted::Pending(Request { channel: self.clone(), kind, bytes, started, state })
+    }
+
+    /// A batch of requests is about to start: what is ready at once will have taken from now on.
+    #[inline]
+    pub fn batch_begins(&self) {
+        self.context.turn_nanoseconds();
+    }
+
+    /// What was ready at once has been published.
+    #[inline]
+    pub fn batch_published(&self) {
+        if self.ready.iter().any(|ready| ready.get() > 0) {
+            let now = aio::nanoseconds();
+            let latency = now.saturating_sub(self.context.turn_nanoseconds());
+            for kind in RequestKind::ALL {
+                let count = self.ready[kind as usize].take();
+                if count > 0 {
+                    self.took(kind, latency, u64::from(count), now);
+                }
+            }
+        }
+    }
+
+    fn took(&self, kind: RequestKind, latency_ns: u64, count: u64, now: u64) {
+        self.accounting.took(kind, latency_ns, count, now);
+        if let Some(histogram) = &self.histograms.borrow()[kind as usize] {
+            histogram.record(latency_ns, count);
+        }
+    }
+
+    pub(super) fn take_histograms(&self) {
+        self.histograms.replace(self.accounting.histograms());
     }
 
     fn finished(&self) {
@@ -286,6 +329,8 @@ pub struct Request {
     channel: Rc<BackendChannel>,
     kind: RequestKind,
     bytes: u64,
+    /// When it was submitted, as [`aio::nanoseconds`] has it.
+    started: u64,
     state: State,
 }
 
@@ -332,6 +377,11 @@ impl Future for Request {
                 State::Running(future) => {
                     let result = std::task::ready!(Pin::new(future).poll(cx));
                     this.channel.accounting.done(this.kind, this.bytes, result.is_ok());
+                    this.channel.accounting.ends();
+                    if result.is_ok() {
+                        let now = this.channel.context.turn_nanoseconds();
+                        this.channel.took(this.kind, now.saturating_sub(this.started), 1, now);
+                    }
                     this.state = State::Done;
                     this.channel.finished();
                     return Poll::Ready(result);

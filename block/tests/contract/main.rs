@@ -6,6 +6,7 @@ mod graph;
 mod helpers;
 mod media;
 mod reopen;
+mod statistics;
 #[path = "../../testing/mod.rs"]
 mod testing;
 mod throttling;
