@@ -149,6 +149,20 @@ impl Graph {
         drop(nodes);
     }
 
+    /// A node over a driver that is no row of the register: one that a test simulates.
+    ///
+    /// # Errors
+    /// As [`Graph::blockdev_add`].
+    #[doc(hidden)]
+    pub fn add_driver(&self, mut options: Options, driver: Box<dyn BlockDriver>) -> OpenResult<Arc<Node>> {
+        let name = self.take_name(&mut options).map_err(OpenError::new)?;
+        let node = self.node_options(&mut options, name, Inherited::TOP).map_err(OpenError::new)?;
+        self.check_name(&node.name)?;
+        let node = Node::new(node, "simulated", driver)?;
+        self.nodes().insert(node.name().to_owned(), Entry { node: Arc::downgrade(&node), owned: Some(node.clone()) });
+        Ok(node)
+    }
+
     fn open(&self, mut options: Options, inherited: Inherited<'_>) -> OpenResult<Arc<Node>> {
         let driver = options.require_str("driver").map_err(OpenError::new)?;
         let row = drivers::find(&driver)
