@@ -236,6 +236,12 @@ impl VhostUserBlkExport {
         Ok(Self { server, _attached: attached, state })
     }
 
+    /// A session without a connection, for what calls its handlers one by one.
+    #[doc(hidden)]
+    pub fn new_session(&self) -> Arc<Session> {
+        Session::new(self.state.clone())
+    }
+
     /// Begins to serve front-ends.
     pub fn begin(&self) {
         self.server.begin();

@@ -21,10 +21,11 @@ mod write_cache;
 pub use export::{ExportError, ExportSettings, VhostUserBlkExport};
 pub use socket::{Endpoint, Listener, SocketAddress, SocketError};
 
-/// What benches and property tests need of the inside; not part of the interface.
+/// What benches, property tests and fuzzing need of the inside; not part of the interface.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::guest_memory::{GuestMemory, MemoryRegion};
     pub use crate::queue::{Queue, start_for_bench};
+    pub use crate::session::Session;
     pub use crate::virtqueue::{Chain, Head, RingError, RingFeatures, RingLayout, VirtQueue};
 }

@@ -220,7 +220,7 @@ impl Queue {
 
     /// Stops the queue: afterwards nothing is in flight and guest memory is not touched. Returns where the ring stands,
     /// as GET_VRING_BASE answers it.
-    pub(crate) async fn stop(self: Rc<Self>) -> u32 {
+    pub async fn stop(self: Rc<Self>) -> u32 {
         self.stopping.set(true);
         self.ending.set(true);
         self.kick.replace(None);

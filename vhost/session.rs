@@ -35,7 +35,7 @@ const F_LOG_ALL: u32 = 26;
 const LEGACY: &str = "VIRTIO_F_VERSION_1 is not accepted, and devices older than virtio 1.0 are not offered";
 
 /// A session: its state and the export it is with.
-pub(crate) struct Session {
+pub struct Session {
     export: Arc<ExportState>,
     state: Mutex<SessionState>,
     /// Apart from the state: whoever sends news must not wait for a message being served.
@@ -104,7 +104,7 @@ impl Session {
 
     /// Stops all rings: every request is finished, guest memory is not touched afterwards. Returns how many requests
     /// were in flight.
-    pub(crate) fn stop_all(&self) -> usize {
+    pub fn stop_all(&self) -> usize {
         let mut state = self.state();
         let count = state.vrings.len();
         (0..count).map(|index| self.stop(&mut state, index).in_flight).sum()
