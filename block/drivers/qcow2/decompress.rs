@@ -35,7 +35,8 @@ impl Decompressor {
         let done = Arc::new(Mutex::new(Done { output: None, waker: None }));
         let theirs = done.clone();
         let job: Job = Box::new(move || {
-            let output = inflate(compression, &input, bytes);
+            // A panic would be a bug; it fails the request rather than leave it waiting.
+            let output = std::panic::catch_unwind(|| inflate(compression, &input, bytes)).unwrap_or(None);
             let mut done = theirs.lock().unwrap_or_else(PoisonError::into_inner);
             done.output = Some(output);
             if let Some(waker) = done.waker.take() {
@@ -84,6 +85,8 @@ fn threads() -> Option<&'static Mutex<Sender<Job>>> {
 
 fn start_thread(jobs: Arc<Mutex<Receiver<Job>>>) -> bool {
     let run = move || {
+        // Wherever the iothread is bound that happened to need it first.
+        crate::sys::run_anywhere();
         loop {
             let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
             match job {
