@@ -116,7 +116,7 @@ impl State {
         let geometry = self.geometry;
         let start = geometry.cluster_start(offset);
         let end = self.allocations.room(start, offset + bytes)?;
-        let end = end.min((offset / geometry.slice_span() + 1).saturating_mul(geometry.slice_span()));
+        let end = end.min(geometry.slice_end(offset));
         let slot = self.own_slice(offset)?;
         let first = geometry.decode(self.entry(slot, offset), start)?;
         if let Cluster::Standard { host: Some(host), copied: true, allocated, .. } = first {

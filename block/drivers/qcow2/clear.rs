@@ -34,7 +34,7 @@ impl State {
             return Ok(end.min(table_end));
         }
         let slot = self.own_slice(offset)?;
-        let end = end.min((offset / geometry.slice_span() + 1).saturating_mul(geometry.slice_span()));
+        let end = end.min(geometry.slice_end(offset));
         let mut at = offset;
         while at < end {
             let stop = geometry.cluster_end(at).min(end);

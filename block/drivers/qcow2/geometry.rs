@@ -26,8 +26,8 @@ pub(super) struct Geometry {
     refcount_order: u32,
     pub data_file: bool,
     pub raw_data: bool,
-    /// Bytes of an L2 table that are cached as one: a power of two, 512 to a cluster.
-    slice_bytes: u64,
+    /// 2^this bytes of an L2 table are cached as one: 512 to a cluster.
+    slice_bits: u32,
 }
 
 /// What an entry of an L2 table says, checked.
@@ -63,7 +63,7 @@ impl Geometry {
             refcount_order: header.refcount_order,
             data_file: header.has_data_file(),
             raw_data: header.kept_autoclear() != 0,
-            slice_bytes: slice_bytes.min(1 << header.cluster_bits),
+            slice_bits: slice_bytes.max(512).ilog2().min(header.cluster_bits),
         }
     }
 
@@ -86,20 +86,36 @@ impl Geometry {
     }
 
     pub(super) fn slice_bytes(&self) -> u64 {
-        self.slice_bytes
+        1 << self.slice_bits
     }
 
     pub(super) fn slices_per_table(&self) -> u64 {
-        self.cluster_size() / self.slice_bytes
+        1 << (self.cluster_bits - self.slice_bits)
     }
 
     pub(super) fn entries_per_slice(&self) -> u64 {
-        self.slice_bytes / (8 * self.entry_words() as u64)
+        self.slice_bytes() >> if self.extended { 4 } else { 3 }
     }
 
     /// The bytes of the disk that a slice maps.
     pub(super) fn slice_span(&self) -> u64 {
         self.entries_per_slice() << self.cluster_bits
+    }
+
+    /// The number of the slice that maps `offset`. Shifts, here and below, as every request comes by.
+    pub(super) fn slice_number(&self, offset: u64) -> u64 {
+        offset >> (self.slice_bits - if self.extended { 4 } else { 3 } + self.cluster_bits)
+    }
+
+    /// Where the slice that maps `offset` ends on the disk.
+    pub(super) fn slice_end(&self, offset: u64) -> u64 {
+        (self.slice_number(offset) + 1).saturating_mul(self.slice_span())
+    }
+
+    /// Which word of its slice the entry of the cluster at `offset` begins with.
+    pub(super) fn word_of(&self, offset: u64) -> usize {
+        let index = (offset >> self.cluster_bits) & (self.entries_per_slice() - 1);
+        index as usize * self.entry_words()
     }
 
     /// The bytes of the disk that an L2 table maps.
@@ -112,7 +128,11 @@ impl Geometry {
     }
 
     pub(super) fn subcluster_size(&self) -> u64 {
-        self.cluster_size() / u64::from(self.subclusters())
+        1 << self.subcluster_bits()
+    }
+
+    pub(super) fn subcluster_bits(&self) -> u32 {
+        self.cluster_bits - if self.extended { 5 } else { 0 }
     }
 
     /// The mask of all subclusters.
@@ -157,8 +177,9 @@ impl Geometry {
     /// byte begin at the least significant bit.
     fn refcount_place(&self, index: u64) -> (usize, u32) {
         let bits = u64::from(self.refcount_bits());
-        let per_word = 64 / bits;
-        let inside = index % per_word;
+        // As shifts: this is asked for one cluster after another.
+        let per_word_bits = 6 - self.refcount_order;
+        let inside = index & ((1 << per_word_bits) - 1);
         let shift = match bits {
             8.. => 64 - bits * (inside + 1),
             _ => {
@@ -166,7 +187,7 @@ impl Geometry {
                 56 - 8 * (inside / per_byte) + bits * (inside % per_byte)
             }
         };
-        ((index / per_word) as usize, shift as u32)
+        ((index >> per_word_bits) as usize, shift as u32)
     }
 
     /// Refcount `index` of a table; 0 past its end.
@@ -287,7 +308,7 @@ mod tests {
             refcount_order,
             data_file: false,
             raw_data: false,
-            slice_bytes: 4096.min(1 << cluster_bits),
+            slice_bits: cluster_bits.min(12),
         }
     }
 

@@ -50,8 +50,7 @@ impl State {
             let table_end = (offset / geometry.table_span() + 1).saturating_mul(geometry.table_span());
             return Ok(Run { kind: Kind::Unallocated, bytes: bytes.min(table_end - offset) });
         };
-        let slice_end = (offset / geometry.slice_span() + 1).saturating_mul(geometry.slice_span());
-        let end = offset.saturating_add(bytes).min(slice_end);
+        let end = offset.saturating_add(bytes).min(geometry.slice_end(offset));
         let mut found: Option<Kind> = None;
         let mut at = offset;
         while at < end {
@@ -62,7 +61,7 @@ impl State {
                     (Kind::Compressed { offset, bytes, skip: at - start }, geometry.cluster_end(at))
                 }
                 Cluster::Standard { host, copied, allocated, zero } => {
-                    let subcluster = (at - start) / geometry.subcluster_size();
+                    let subcluster = (at - start) >> geometry.subcluster_bits();
                     let bit = 1 << subcluster;
                     let (kind, mask) = match host {
                         Some(host) if allocated & bit != 0 => {

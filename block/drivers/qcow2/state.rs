@@ -212,7 +212,7 @@ impl State {
 
     /// The slot of the slice that maps `offset`; `None` where there is no L2 table.
     pub(super) fn slice(&mut self, offset: u64) -> Attempt<Option<usize>> {
-        let number = offset / self.geometry.slice_span();
+        let number = self.geometry.slice_number(offset);
         if let Some(slot) = self.slices.find(number) {
             return Ok(Some(slot));
         }
@@ -240,15 +240,13 @@ impl State {
     /// The entry of the cluster at `offset`, in its slice's slot.
     pub(super) fn entry(&self, slot: usize, offset: u64) -> Entry {
         let words = self.slices.words(slot);
-        let index = (offset >> self.geometry.cluster_bits) % self.geometry.entries_per_slice();
-        let at = index as usize * self.geometry.entry_words();
+        let at = self.geometry.word_of(offset);
         let word = |at| words.get(at).copied().unwrap_or(0);
         Entry { word: word(at), bitmap: if self.geometry.extended { word(at + 1) } else { 0 } }
     }
 
     pub(super) fn set_entry(&mut self, slot: usize, offset: u64, entry: Entry) {
-        let index = (offset >> self.geometry.cluster_bits) % self.geometry.entries_per_slice();
-        let at = index as usize * self.geometry.entry_words();
+        let at = self.geometry.word_of(offset);
         self.slices.set(slot, at, entry.word);
         if self.geometry.extended {
             self.slices.set(slot, at + 1, entry.bitmap);
