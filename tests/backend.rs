@@ -343,6 +343,13 @@ impl Backend {
         tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok()).map(of).sum()
     }
 
+    /// Whether an iothread has a ring.
+    pub fn uses_io_uring(&self) -> bool {
+        let fds = std::fs::read_dir(self.proc("fd")).expect("the descriptors of a running process").flatten();
+        let mut links = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        links.any(|link| link.as_os_str() == "anon_inode:[io_uring]")
+    }
+
     /// The status of the thread of that name, as /proc has it.
     pub fn thread_status(&self, name: &str) -> String {
         let tasks = std::fs::read_dir(self.proc("task")).expect("threads of a running process").flatten();

@@ -196,10 +196,15 @@ impl Monitored {
         line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number of KiB")
     }
 
-    /// How many threads it has, but for those that the kernel adds and takes away for io_uring.
+    /// How many threads it has, but for those that the kernel adds and takes away for io_uring, and those that stay in
+    /// reserve where there is none.
     pub fn threads(&self) -> usize {
         let tasks = std::fs::read_dir(self.backend.proc("task")).expect("threads");
         let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
-        tasks.flatten().filter_map(name).filter(|name| !name.starts_with("iou-wrk")).count()
+        tasks
+            .flatten()
+            .filter_map(name)
+            .filter(|name| !["iou-wrk", "aio-"].iter().any(|kind| name.starts_with(kind)))
+            .count()
     }
 }
