@@ -21,6 +21,7 @@ mod architecture;
 mod command_lines;
 mod config_space;
 mod connections;
+mod contract;
 mod differential;
 mod engines;
 mod error_policies;

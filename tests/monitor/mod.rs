@@ -8,4 +8,5 @@ mod hostile;
 mod hot;
 mod nodes;
 mod reach;
+mod under_load;
 mod wire;

@@ -1,4 +1,5 @@
-//! The contract of the BlockBackend, row by row, through the public interface. `rows.rs` lists the rows with their tests.
+//! The contract of the BlockBackend, row by row, through the public interface. The project's `tests/contract.rs` lists
+//! the rows with their tests.
 
 mod backends;
 mod errors;
