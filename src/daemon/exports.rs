@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockport_block::{BlockBackend, Graph, OpenError, OpenResult, Permissions, RequestKind};
+use blockport_block::{BlockBackend, BlockError, Graph, OpenError, OpenResult, Permissions, RequestKind};
 use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
 use nix::unistd::{Gid, Group};
 
@@ -54,7 +54,11 @@ impl Export {
     fn end(self) -> OpenResult {
         let (id, backend) = (self.id().to_owned(), self.backend().clone());
         drop(self.export);
-        let flushed = backend.flush_blocking();
+        // An empty drive has nothing that could be lost: its medium was flushed when it was taken out.
+        let flushed = match backend.flush_blocking() {
+            Err(BlockError::NoMedium) => Ok(()),
+            flushed => flushed,
+        };
         log_statistics(&id, &backend);
         flushed.map_err(|error| OpenError(format!("export \"{id}\": the last flush failed: {error}")))
     }

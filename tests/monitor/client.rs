@@ -26,7 +26,6 @@ impl Client {
     /// Connects and reads the greeting.
     #[track_caller]
     pub fn connect(path: &Path) -> Self {
-        // The daemon's monitor comes after its disk.
         let mut stream = None;
         until("the monitor listens", || {
             stream = UnixStream::connect(path).ok();
@@ -166,7 +165,10 @@ impl Monitored {
         let path = dir.path().join("monitor");
         let chardev = format!("socket,id=mon0,path={},server=on,wait=off", path.display());
         let more = ["--chardev", &chardev, "--monitor", "chardev=mon0"].map(str::to_owned).to_vec();
-        Self { backend: setup.more(more).start(), path, dir }
+        let backend = setup.more(more).start();
+        // The monitor comes after the disk.
+        drop(Client::connect(&path));
+        Self { backend, path, dir }
     }
 
     /// Starts one that serves a disk that keeps nothing.

@@ -7,6 +7,7 @@ mod ctl;
 mod hostile;
 mod hot;
 mod nodes;
+mod oracle;
 mod reach;
 mod under_load;
 mod wire;

@@ -218,6 +218,9 @@ fn inactive_nodes_let_their_locks_go() {
     client.ok("blockdev-set-active", json!({"node-name": "f1", "active": true}));
     assert_eq!(node(&mut client, "f1").expect("f1")["active"], true);
     client.refused("blockdev-set-active", json!({"node-name": "no", "active": true}));
+    let used = client.refused("blockdev-set-active", json!({"active": false}));
+    assert!(used.contains("e0"), "it names the user: {used}");
+    assert_eq!(node(&mut client, "f1").expect("f1")["active"], true);
 }
 
 #[test]
@@ -289,4 +292,43 @@ fn counts_are_those_of_the_device() {
     assert_eq!(failed, 1, "{stats}");
     let nodes = client.ok("query-blockstats", json!({"query-nodes": true}));
     assert_eq!((&nodes[0]["node-name"], nodes[0].get("device")), (&json!("d0"), None));
+}
+
+#[test]
+fn a_disk_is_limited_and_told_so() {
+    let daemon = Monitored::null();
+    let mut client = daemon.client();
+    let limits = |iops: u64, more: Value| {
+        let mut limits =
+            json!({"id": "e0", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": iops, "iops_rd": 0, "iops_wr": 0});
+        for (key, value) in more.as_object().expect("an object") {
+            limits[key.as_str()] = value.clone();
+        }
+        limits
+    };
+    client.ok("block_set_io_throttle", limits(50, json!({"group": "g"})));
+    let told = device(&mut client)["inserted"].clone();
+    assert_eq!((&told["iops"], &told["bps"], &told["group"]), (&json!(50), &json!(0), &json!("g")));
+    // 50 a second: half a second's worth more than what may come at once takes about that long.
+    let mut front_end = daemon.backend.device(&Profile::qemu());
+    let start = std::time::Instant::now();
+    for _ in 0..75 {
+        front_end.queue().works();
+    }
+    let took = start.elapsed();
+    assert!(took >= std::time::Duration::from_millis(300), "75 requests took {took:?}");
+    for (limits, named) in [
+        (limits(50, json!({"iops_rd": 1})), "iops"),
+        (limits(0, json!({"iops_max": 1})), "iops"),
+        (limits(50, json!({"id": "no"})), "no"),
+        (limits(50, json!({"device": "e0"})), "device"),
+    ] {
+        let refusal = client.refused("block_set_io_throttle", limits.clone());
+        assert!(refusal.contains(named), "{limits}: {refusal}");
+    }
+    client.ok("block_set_io_throttle", limits(0, json!({})));
+    assert_eq!(device(&mut client)["inserted"].get("group"), None);
+    client.ok("eject", json!({"id": "e0"}));
+    let empty = client.refused("block_set_io_throttle", limits(50, json!({})));
+    assert!(empty.contains("medium"), "{empty}");
 }

@@ -55,6 +55,17 @@ pub enum DeviceVerb {
         #[arg(long)]
         force: bool,
     },
+    /// Limit what a disk does; limits that are not named are lifted, and without any it is unlimited
+    Limit {
+        /// The export
+        id: String,
+        /// The limits: iops, iops_rd, iops_wr, bps, bps_rd, bps_wr, also with _max or _max_length behind, and iops_size
+        #[arg(value_name = "LIMIT=N")]
+        limits: Vec<String>,
+        /// The throttle group that it joins [default: its own]
+        #[arg(long, value_name = "GROUP")]
+        group: Option<String>,
+    },
     /// Show what has been done so far
     Stats {
         /// The export; all of them if it is left out
@@ -101,6 +112,20 @@ impl DeviceVerb {
                     arguments["format"] = format.into();
                 }
                 ("blockdev-change-medium", arguments)
+            }
+            Self::Limit { id, limits, group } => {
+                let mut arguments = json!({"id": id});
+                for name in ["bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"] {
+                    arguments[name] = 0.into();
+                }
+                for limit in limits {
+                    let (name, number) = limit.split_once('=').ok_or_else(|| format!("{limit}: write LIMIT=N"))?;
+                    arguments[name] = size(number).map_err(|expected| format!("{limit}: {expected}"))?.into();
+                }
+                if let Some(group) = group {
+                    arguments["group"] = group.into();
+                }
+                ("block_set_io_throttle", arguments)
             }
             Self::Stats { id } => return stats(client, id.as_deref()),
         };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use blockport_block::BlockBackend;
 use blockport_block::options::Options;
+use blockport_block::throttle::Limited;
 
 use super::super::dispatch::{Command, CommandError, CommandResult, command, query};
 use super::super::schema::{Done, NoArguments, answer, arguments, choice};
@@ -78,6 +79,17 @@ fn query_block(daemon: &mut Daemon, _: NoArguments) -> CommandResult<Vec<BlockIn
             inserted: backend.root().as_ref().map(|node| {
                 let mut info = nodes::info(node);
                 info.cache.writeback = backend.write_cache();
+                if let Some(group) = backend.throttle_group() {
+                    let limits = group.limits();
+                    let average = |of| limits.rate(of).average;
+                    info.bps = average(Limited::BpsTotal);
+                    info.bps_rd = average(Limited::BpsRead);
+                    info.bps_wr = average(Limited::BpsWrite);
+                    info.iops = average(Limited::IopsTotal);
+                    info.iops_rd = average(Limited::IopsRead);
+                    info.iops_wr = average(Limited::IopsWrite);
+                    info.group = Some(group.name().to_owned());
+                }
                 info
             }),
         }

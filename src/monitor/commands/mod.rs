@@ -8,6 +8,7 @@ pub mod nodes;
 pub mod notation;
 pub mod objects;
 pub mod statistics;
+pub mod throttling;
 
 use super::dispatch::Command;
 
@@ -17,6 +18,7 @@ const THEMES: &[&[&dyn Command]] = &[
     nodes::COMMANDS,
     media::COMMANDS,
     statistics::COMMANDS,
+    throttling::COMMANDS,
     exports::COMMANDS,
     notation::COMMANDS,
     objects::COMMANDS,

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use blockport_block::options::Options;
-use blockport_block::{DetectZeroes, Node};
+use blockport_block::{BlockBackend, DetectZeroes, Node, PermissionSet};
 
 use super::super::dispatch::{Command, CommandError, CommandResult, command, query};
 use super::super::options_schema;
@@ -95,6 +95,13 @@ fn blockdev_set_active(daemon: &mut Daemon, arguments: SetActive) -> CommandResu
         // Those that others stand on follow them.
         None => daemon.graph.all_nodes().into_iter().filter(|node| node.parents().is_empty()).collect(),
     };
+    let writes = |backend: &Arc<BlockBackend>| backend.permissions().held.contains(PermissionSet::WRITE);
+    for node in nodes.iter().filter(|node| !active && node.is_active()) {
+        if let Some(user) = node.backends_above().iter().find(|backend| writes(backend)) {
+            let (name, user) = (node.name(), user.label());
+            return Err(CommandError::new(format!("Failed to inactivate node '{name}': export '{user}' writes to it")));
+        }
+    }
     let mut changed: Vec<Arc<Node>> = Vec::new();
     for node in nodes.iter().filter(|node| node.is_active() != active) {
         let result = if active { node.activate() } else { node.inactivate() };
@@ -174,6 +181,8 @@ answer! {
         "iops" => iops: u64,
         "iops_rd" => iops_rd: u64,
         "iops_wr" => iops_wr: u64,
+        /// The throttle group of the device, if it is in one.
+        "group" => group: Option<String>,
         "image" => image: ImageInfo,
         "cache" => cache: BlockdevCacheInfo,
         "write_threshold" => write_threshold: u64,
@@ -204,13 +213,14 @@ pub fn info(node: &Arc<Node>) -> BlockDeviceInfo {
         },
         backing_file_depth: std::iter::successors(backing(node), backing).count() as u64,
         backing_file: backing(node).as_ref().map(filename),
-        // Limits belong to groups, which name themselves.
+        // Limits are the device's, or a group's of a node by itself.
         bps: 0,
         bps_rd: 0,
         bps_wr: 0,
         iops: 0,
         iops_rd: 0,
         iops_wr: 0,
+        group: None,
         image: ImageInfo {
             filename: file.clone(),
             format: node.driver_name().to_owned(),
