@@ -40,6 +40,11 @@ impl Export {
         self.export.is_connected()
     }
 
+    /// Whether it has stopped over an error, and keeps requests.
+    pub fn is_stopped(&self) -> bool {
+        self.export.is_stopped()
+    }
+
     /// The same where nobody can be told of an error: the export is gone in any case.
     fn end_logged(self) {
         if let Err(error) = self.end() {
@@ -133,6 +138,15 @@ impl Exports {
             true => self.revoked.push(export),
             false => export.end_logged(),
         }
+        Ok(())
+    }
+
+    /// Has an export go on that has stopped over an error; one that has not, does.
+    ///
+    /// # Errors
+    /// There is none of that id.
+    pub fn resume(&self, id: &str) -> OpenResult {
+        self.list[self.index_of(id)?].export.resume();
         Ok(())
     }
 

@@ -332,3 +332,50 @@ fn a_disk_is_limited_and_told_so() {
     let empty = client.refused("block_set_io_throttle", limits(50, json!({})));
     assert!(empty.contains("medium"), "{empty}");
 }
+
+#[test]
+fn latencies_are_counted_in_intervals_that_can_be_set() {
+    let daemon = Monitored::start(Setup::slow(std::time::Duration::from_millis(2)));
+    let mut client = daemon.client();
+    let mut front_end = daemon.backend.device(&Profile::qemu());
+    client.ok("block-latency-histogram-set", json!({"id": "e0", "boundaries": [1_000_000, 1_000_000_000_000_u64]}));
+    for _ in 0..3 {
+        front_end.queue().works();
+    }
+    let stats = |client: &mut Client| client.ok("query-blockstats", json!({}))[0]["stats"].clone();
+    let told = stats(&mut client);
+    assert_eq!(told["rd_latency_histogram"]["bins"], json!([0, 3, 0]));
+    assert_eq!(told["wr_latency_histogram"]["bins"], json!([0, 0, 0]));
+    assert!(told["rd_total_time_ns"].as_u64() >= Some(6_000_000), "{told}");
+    for wrong in [json!([2, 1]), json!([]), json!([1, "x"]), json!(1)] {
+        client
+            .refused("block-latency-histogram-set", json!({"id": "e0", "boundaries": [5], "boundaries-flush": wrong}));
+    }
+    assert_eq!(stats(&mut client)["rd_latency_histogram"]["bins"], json!([0, 3, 0]));
+    let (class, _) = client.execute("block-latency-histogram-set", json!({"id": "no"})).expect_err("refused");
+    assert_eq!(class, "DeviceNotFound");
+    client.ok("block-latency-histogram-set", json!({"id": "e0"}));
+    assert_eq!(stats(&mut client).get("rd_latency_histogram"), None);
+}
+
+#[test]
+fn a_disk_that_stopped_over_an_error_tells_so_and_goes_on_when_it_is_told() {
+    let image = Image::empty(MIB);
+    let rules = "inject-error.0.event=write_aio,inject-error.0.errno=28,inject-error.0.once=on";
+    let daemon = Monitored::start(Setup::faulty(image.path(), rules));
+    let mut client = daemon.client();
+    let mut front_end = daemon.backend.device(&Profile::qemu());
+    let ticket = front_end.queue().start(&Request::write(0, &pattern(3, 4096)), &Framing::default());
+    let event = client.event("BLOCK_IO_ERROR");
+    assert_eq!((&event["device"], &event["operation"]), (&json!("e0"), &json!("write")));
+    assert_eq!((&event["action"], &event["nospace"]), (&json!("stop"), &json!(true)));
+    assert_eq!(device(&mut client)["io-status"], "nospace");
+    assert_eq!(client.ok("query-block-exports", json!({}))[0]["x-blockport-stopped"], true);
+    assert!(front_end.queue().try_take().is_none(), "the guest waits");
+    client.ok("block-export-continue", json!({"id": "e0"}));
+    assert_eq!(front_end.queue().finish(&[ticket])[0].status, OK);
+    assert_eq!(image.read(0, 4096), pattern(3, 4096));
+    assert_eq!(device(&mut client)["io-status"], "ok");
+    client.ok("block-export-continue", json!({"id": "e0"}));
+    assert!(client.refused("block-export-continue", json!({"id": "no"})).contains("no"));
+}

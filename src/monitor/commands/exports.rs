@@ -13,6 +13,7 @@ pub const COMMANDS: &[&dyn Command] = &[
     &command("block-export-add", block_export_add),
     &command("block-export-del", block_export_del),
     &command("x-blockport-drive-del", drive_del),
+    &command("block-export-continue", block_export_continue),
     &query("query-block-exports", query_block_exports),
 ];
 
@@ -75,6 +76,18 @@ fn drive_del(daemon: &mut Daemon, arguments: DriveDel) -> CommandResult<Done> {
     Ok(Done {})
 }
 
+arguments! {
+    /// The export that goes on.
+    ExportContinue {
+        "id" => id: String,
+    }
+}
+
+fn block_export_continue(daemon: &mut Daemon, arguments: ExportContinue) -> CommandResult<Done> {
+    daemon.exports.resume(&arguments.id)?;
+    Ok(Done {})
+}
+
 choice! {
     /// What exports there are.
     BlockExportType {
@@ -93,6 +106,8 @@ answer! {
         "shutting-down" => shutting_down: bool,
         /// Whether a front-end is connected.
         "x-blockport-connected" => connected: bool,
+        /// Whether it has stopped over an error, and keeps requests until it is told to go on.
+        "x-blockport-stopped" => stopped: bool,
     }
 }
 
@@ -103,6 +118,7 @@ fn query_block_exports(daemon: &mut Daemon, _: NoArguments) -> CommandResult<Vec
         node_name: export.backend().root().map(|node| node.name().to_owned()).unwrap_or_default(),
         shutting_down: false,
         connected: export.is_connected(),
+        stopped: export.is_stopped(),
     };
     Ok(daemon.exports.iter().map(info).collect())
 }

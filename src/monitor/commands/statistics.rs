@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
-use blockport_block::{BlockBackend, Node, RequestKind, Statistics};
+use blockport_block::{BlockBackend, LatencyHistogram, Node, RequestKind, Statistics};
 
-use super::super::dispatch::{Command, CommandResult, query};
-use super::super::schema::{answer, arguments};
+use super::super::dispatch::{Command, CommandResult, command, query};
+use super::super::schema::{Done, answer, arguments};
+use super::media;
 use crate::daemon::{Daemon, Export};
 
 /// This theme's table.
-pub const COMMANDS: &[&dyn Command] = &[&query("query-blockstats", query_blockstats)];
+pub const COMMANDS: &[&dyn Command] = &[
+    &query("query-blockstats", query_blockstats),
+    &command("block-latency-histogram-set", block_latency_histogram_set),
+];
 
 answer! {
     /// Counts since the start. Write-zeroes count as writes, discards as unmap.
@@ -23,7 +27,6 @@ answer! {
         "unmap_operations" => unmap_operations: u64,
         "flush_operations" => flush_operations: u64,
         "zone_append_operations" => zone_append_operations: u64,
-        /// Times are not measured: always 0.
         "rd_total_time_ns" => rd_total_time_ns: u64,
         "wr_total_time_ns" => wr_total_time_ns: u64,
         "unmap_total_time_ns" => unmap_total_time_ns: u64,
@@ -47,6 +50,24 @@ answer! {
         "account_invalid" => account_invalid: bool,
         "account_failed" => account_failed: bool,
         "timed_stats" => timed_stats: Vec<BlockDeviceTimedStats>,
+        /// Since the last request was completed.
+        "idle_time_ns" => idle_time_ns: Option<u64>,
+        "rd_latency_histogram" => rd_latency_histogram: Option<BlockLatencyHistogramInfo>,
+        "wr_latency_histogram" => wr_latency_histogram: Option<BlockLatencyHistogramInfo>,
+        "unmap_latency_histogram" => unmap_latency_histogram: Option<BlockLatencyHistogramInfo>,
+        "flush_latency_histogram" => flush_latency_histogram: Option<BlockLatencyHistogramInfo>,
+        /// Under way at this moment.
+        "x-blockport-in-flight" => in_flight: u64,
+    }
+}
+
+answer! {
+    /// How many requests took how long.
+    BlockLatencyHistogramInfo {
+        /// In nanoseconds, rising.
+        "boundaries" => boundaries: Vec<u64>,
+        /// One more than boundaries.
+        "bins" => bins: Vec<u64>,
     }
 }
 
@@ -81,7 +102,7 @@ fn query_blockstats(daemon: &mut Daemon, arguments: QueryBlockStats) -> CommandR
             device: None,
             qdev: None,
             node_name: Some(node.name().to_owned()),
-            stats: stats(&Statistics::default(), false),
+            stats: stats(&Statistics::default(), None),
         };
         return Ok(daemon.graph.all_nodes().iter().map(of).collect());
     }
@@ -91,13 +112,23 @@ fn query_blockstats(daemon: &mut Daemon, arguments: QueryBlockStats) -> CommandR
             device: Some(export.id().to_owned()),
             qdev: Some(export.id().to_owned()),
             node_name: backend.root().map(|node| node.name().to_owned()),
-            stats: stats(&backend.statistics(), true),
+            stats: stats(&backend.statistics(), Some(backend)),
         }
     };
     Ok(daemon.exports.iter().map(of).collect())
 }
 
-fn stats(counts: &Statistics, is_device: bool) -> BlockDeviceStats {
+/// The counts, and of a device what else there is to tell.
+fn stats(counts: &Statistics, device: Option<&Arc<BlockBackend>>) -> BlockDeviceStats {
+    let histogram = |kind| {
+        let LatencyHistogram { boundaries, bins } = device?.latency_histogram(kind)?;
+        Some(BlockLatencyHistogramInfo { boundaries, bins })
+    };
+    let writes = histogram(RequestKind::Write).map(|mut writes| {
+        let zeroes = histogram(RequestKind::WriteZeroes).into_iter().flat_map(|zeroes| zeroes.bins);
+        writes.bins.iter_mut().zip(zeroes).for_each(|(bin, more)| *bin += more);
+        writes
+    });
     let [read, write, flush, unmap, zeroes] =
         [RequestKind::Read, RequestKind::Write, RequestKind::Flush, RequestKind::Discard, RequestKind::WriteZeroes]
             .map(|kind| counts.of(kind));
@@ -111,10 +142,10 @@ fn stats(counts: &Statistics, is_device: bool) -> BlockDeviceStats {
         unmap_operations: unmap.operations,
         flush_operations: flush.operations,
         zone_append_operations: 0,
-        rd_total_time_ns: 0,
-        wr_total_time_ns: 0,
-        unmap_total_time_ns: 0,
-        flush_total_time_ns: 0,
+        rd_total_time_ns: read.total_time_ns,
+        wr_total_time_ns: write.total_time_ns + zeroes.total_time_ns,
+        unmap_total_time_ns: unmap.total_time_ns,
+        flush_total_time_ns: flush.total_time_ns,
         zone_append_total_time_ns: 0,
         wr_highest_offset: 0,
         rd_merged: 0,
@@ -131,8 +162,49 @@ fn stats(counts: &Statistics, is_device: bool) -> BlockDeviceStats {
         invalid_unmap_operations: unmap.invalid,
         invalid_flush_operations: flush.invalid,
         invalid_zone_append_operations: 0,
-        account_invalid: is_device,
-        account_failed: is_device,
+        account_invalid: device.is_some(),
+        account_failed: device.is_some(),
         timed_stats: Vec::new(),
+        idle_time_ns: device.and_then(|device| device.idle_time_ns()),
+        rd_latency_histogram: histogram(RequestKind::Read),
+        wr_latency_histogram: writes,
+        unmap_latency_histogram: histogram(RequestKind::Discard),
+        flush_latency_histogram: histogram(RequestKind::Flush),
+        in_flight: device.map_or(0, |device| device.in_flight()),
     }
+}
+
+arguments! {
+    /// The boundaries, in nanoseconds, between which requests are counted by how long they took. Without any, no longer.
+    LatencyHistogramSet {
+        "id" => id: String,
+        /// Of all kinds that have none of their own.
+        "boundaries" => boundaries: Option<Vec<u64>>,
+        "boundaries-read" => read: Option<Vec<u64>>,
+        "boundaries-write" => write: Option<Vec<u64>>,
+        "boundaries-unmap" => unmap: Option<Vec<u64>>,
+        "boundaries-flush" => flush: Option<Vec<u64>>,
+    }
+}
+
+fn block_latency_histogram_set(daemon: &mut Daemon, arguments: LatencyHistogramSet) -> CommandResult<Done> {
+    let LatencyHistogramSet { id, boundaries, read, write, unmap, flush } = arguments;
+    let backend = media::find(daemon, &id)?;
+    let lifts = [&boundaries, &read, &write, &unmap, &flush].iter().all(|given| given.is_none());
+    let wanted = [
+        (RequestKind::Read, &read),
+        (RequestKind::Write, &write),
+        (RequestKind::WriteZeroes, &write),
+        (RequestKind::Discard, &unmap),
+        (RequestKind::Flush, &flush),
+    ];
+    let wanted = wanted.map(|(kind, own)| (kind, own.as_deref().or(boundaries.as_deref())));
+    let set = |backend: &BlockBackend| {
+        let mut changed = wanted.iter().filter(|(_, boundaries)| lifts || boundaries.is_some());
+        changed.try_for_each(|(kind, boundaries)| backend.set_latency_histogram(*kind, *boundaries))
+    };
+    // All are tried on a drive of nobody's first, so that one that is wrong changes nothing.
+    set(&BlockBackend::new(&id))?;
+    set(&backend)?;
+    Ok(Done {})
 }
