@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use blockport_block::aio::{Iothread, PollSettings};
 use blockport_block::options::Options;
-use blockport_block::{BlockBackend, Graph, Permissions};
+use blockport_block::{BlockBackend, Graph, OnErrorPolicy, Permissions};
 use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
 use libfuzzer_sys::fuzz_target;
 use vhost::vhost_user::VhostUserBackendReqHandler;
@@ -46,6 +46,9 @@ fn bench() -> Bench {
         queue_size_max: QUEUE_SIZE_MAX,
         writethrough: false,
         packed: true,
+        on_read_error: OnErrorPolicy::Report,
+        on_write_error: OnErrorPolicy::Report,
+        stop_timeout: None,
     };
     let address = SocketAddress::Unix { path: dir.path().join("socket"), mode: None, group: None };
     let iothreads = vec![iothread.remote().clone()];

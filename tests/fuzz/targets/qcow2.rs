@@ -10,7 +10,7 @@ use blockport_block::aio::{AioContext, PollSettings};
 use blockport_block::iovec::AlignedBuffer;
 use blockport_block::options::Options;
 use blockport_block::{BlockBackend, Graph, Permissions};
-use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus};
+use landlock::{ABI, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus};
 use libfuzzer_sys::fuzz_target;
 
 struct Bench {
