@@ -1,6 +1,7 @@
 //! A virtqueue at work on its iothread: it pops batches, starts requests, collects what completes, publishes once a
 //! turn and calls the guest. It owns the started ring from start to stop; the session decides when these are.
 
+mod bench;
 mod kept;
 mod workers;
 
@@ -12,16 +13,17 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use blockport_block::aio::{AioContext, Poller, Signal, TurnEnd, Watch};
+use blockport_block::aio::{AioContext, Heat, Poller, Signal, TurnEnd, Watch};
 use blockport_block::event::{self, BlockEvent};
-use blockport_block::{BackendChannel, BlockBackend, BlockError};
+use blockport_block::{BackendChannel, BlockError};
 
-use crate::config_space::RangeLimits;
 use crate::device_stop::DeviceStop;
 use crate::guest_memory::GuestMemory;
 use crate::virtio_blk::{self, DeviceModel, Failed, Pending, Started};
 use crate::virtqueue::{Chain, RingError, VirtQueue};
 
+#[doc(hidden)]
+pub use bench::start_for_bench;
 use workers::IdleWorkers;
 
 /// The most chains popped in one go, so that one queue cannot hold its iothread.
@@ -105,7 +107,7 @@ pub struct Queue {
     held_back: Cell<bool>,
     /// Whether `turn_end` is registered for this turn.
     dirty: Cell<bool>,
-    hot: Cell<bool>,
+    heat: Heat,
     spare: SpareChains,
     /// Requests handed to a worker task that has not run yet, and the workers that wait for one.
     handed: RefCell<VecDeque<Pending>>,
@@ -143,7 +145,7 @@ impl Queue {
             buffers_in_flight: Cell::new(0),
             held_back: Cell::new(false),
             dirty: Cell::new(false),
-            hot: Cell::new(false),
+            heat: Heat::default(),
             spare: SpareChains::default(),
             handed: RefCell::default(),
             idle_workers: IdleWorkers::default(),
@@ -270,12 +272,20 @@ impl Queue {
         self.enabled.get() && !self.stopping.get() && !self.broken.get() && !self.held.get()
     }
 
+    /// Whether a batch may be there. Kicks are off from here on: the loop looks by itself.
+    #[inline]
+    fn has_more(&self) -> bool {
+        let mut ring = self.ring.borrow_mut();
+        ring.suppress_kicks();
+        // A packed ring of lost memory is all zeroes, in which nothing is available.
+        ring.has_more() || ring.memory().is_lost()
+    }
+
     /// Pops and starts up to a batch of requests. Returns whether there was any.
     fn serve_batch(self: &Rc<Self>) -> bool {
         let mut chain = self.spare.take().unwrap_or_default();
         let mut popped = 0;
         let mut ring = self.ring.borrow_mut();
-        ring.suppress_kicks();
         let error = loop {
             if popped == BATCH_MAX {
                 break None;
@@ -440,7 +450,7 @@ impl Queue {
 
 impl Poller for Queue {
     fn poll(self: Rc<Self>) -> bool {
-        self.serves() && self.serve_batch()
+        self.serves() && self.has_more() && self.serve_batch()
     }
 
     fn arm(&self) -> bool {
@@ -452,12 +462,8 @@ impl Poller for Queue {
         more && self.serves()
     }
 
-    fn is_gone(&self) -> bool {
-        self.ended.get()
-    }
-
-    fn hot_flag(&self) -> &Cell<bool> {
-        &self.hot
+    fn heat(&self) -> &Heat {
+        &self.heat
     }
 }
 
@@ -465,36 +471,6 @@ impl TurnEnd for Queue {
     fn turn_end(&self) {
         self.publish();
     }
-}
-
-/// A writable queue with the default settings that calls nobody, for benches.
-#[doc(hidden)]
-pub fn start_for_bench(
-    context: &AioContext,
-    backend: &Arc<BlockBackend>,
-    ring: VirtQueue,
-    kick: Arc<OwnedFd>,
-) -> Rc<Queue> {
-    let block_size = 512;
-    let device = DeviceModel {
-        serial: [0; 20],
-        writable: true,
-        can_discard: true,
-        block_size,
-        ranges: RangeLimits::new(&backend.limits(), block_size),
-    };
-    let setup = QueueSetup {
-        name: "bench".to_owned(),
-        index: 0,
-        ring,
-        device: Arc::new(device),
-        device_stop: DeviceStop::new(Vec::new(), None),
-        kick: Some(kick),
-        notifiers: Notifiers::default(),
-        enabled: true,
-    };
-    let channel = backend.channel(context).unwrap_or_else(|error| panic!("{error}"));
-    Queue::start(setup, context, channel)
 }
 
 #[cfg(test)]

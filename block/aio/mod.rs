@@ -32,7 +32,7 @@ pub use engine::AioEngine;
 pub use iothread::Iothread;
 pub use mailbox::{AioRemote, Answer};
 pub use operation::{Completion, Operation, RingOp};
-pub use poll::{PollSettings, Poller};
+pub use poll::{Heat, PollSettings, Poller};
 pub use signal::{Signal, Watch};
 pub use timer::Sleep;
 
@@ -61,8 +61,9 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// The monotonic clock as one number, the same for all threads; never 0.
 pub fn nanoseconds() -> u64 {
+    let elapsed = EPOCH.elapsed();
     // A u64 holds centuries of nanoseconds.
-    u64::try_from(EPOCH.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+    (elapsed.as_secs() * 1_000_000_000 + u64::from(elapsed.subsec_nanos())).max(1)
 }
 
 /// What a loop is made with.
@@ -95,6 +96,8 @@ struct Inner {
     polling: AdaptivePolling,
     /// The queues to look at in each turn: those that were kicked since the loop last slept.
     hot: RefCell<Vec<Rc<dyn Poller>>>,
+    /// How many turns had something to do.
+    busy_turns: Cell<u64>,
     turn_end: RefCell<Vec<Rc<dyn TurnEnd>>>,
     /// Objects of this thread that messages from other threads find by number.
     locals: RefCell<HashMap<u64, Weak<dyn Any>>>,
@@ -120,6 +123,7 @@ impl AioContext {
             mail: RefCell::default(),
             polling: AdaptivePolling::new(polling),
             hot: RefCell::default(),
+            busy_turns: Cell::new(0),
             turn_end: RefCell::default(),
             locals: RefCell::default(),
             turn_nanoseconds: Cell::new(0),
@@ -207,7 +211,8 @@ impl AioContext {
 
     /// Adds a queue to those looked at in each turn until the loop sleeps. Adding one twice does nothing.
     pub fn make_hot(&self, poller: Rc<dyn Poller>) {
-        if !poller.hot_flag().replace(true) {
+        if !poller.heat().is_hot.replace(true) {
+            poller.heat().found_at.set(self.0.busy_turns.get());
             self.0.hot.borrow_mut().push(poller);
         }
     }
@@ -275,6 +280,7 @@ impl AioContext {
         // After the queues, so that the tasks which they hand requests to wait for them when the kernel is entered.
         progress |= this.tasks.run_ready();
         self.run_turn_end();
+        this.busy_turns.set(this.busy_turns.get() + u64::from(progress));
 
         let look_again = this.polling.keep_polling(this.hot.borrow().is_empty(), progress);
         if look_again || this.tasks.any_ready() || this.stopping.get() {
@@ -289,17 +295,21 @@ impl AioContext {
 
     /// Polls the hot queues once. Returns whether any had work.
     fn poll_hot(&self) -> bool {
-        let (mut progress, mut gone) = (false, false);
+        let turn = self.0.busy_turns.get();
+        let (mut progress, mut any_cold) = (false, false);
         // By index and with a clone: serving a queue may make another one hot.
         let mut at = 0;
         loop {
             let Some(poller) = self.0.hot.borrow().get(at).cloned() else { break };
-            gone |= poller.is_gone();
-            progress |= poller.poll();
+            if poller.clone().poll() {
+                poller.heat().found_at.set(turn);
+                progress = true;
+            }
+            any_cold |= poller.heat().is_cold(turn);
             at += 1;
         }
-        if gone {
-            self.0.hot.borrow_mut().retain(|poller| !poller.is_gone());
+        if any_cold {
+            self.0.hot.borrow_mut().retain(|poller| !poller.heat().is_cold(turn) || stays_hot(&**poller, turn));
         }
         progress
     }
@@ -333,14 +343,10 @@ impl AioContext {
 
     /// Turns the guests' kicks back on and looks at each queue once more. Returns false when there was work after all.
     fn ready_to_sleep(&self) -> bool {
-        let mut work = false;
-        self.0.hot.borrow_mut().retain(|poller| {
-            let stays = poller.arm();
-            work |= stays;
-            poller.hot_flag().set(stays);
-            stays
-        });
-        !work
+        let turn = self.0.busy_turns.get();
+        let mut hot = self.0.hot.borrow_mut();
+        hot.retain(|poller| stays_hot(&**poller, turn));
+        hot.is_empty()
     }
 
     /// Hands over what the turn submitted and sleeps, in one entry. Returns false when a message has come after all.
@@ -361,6 +367,14 @@ impl AioContext {
     pub fn operations_in_flight(&self) -> usize {
         self.0.operations.in_flight()
     }
+}
+
+/// Turns a queue's kicks back on and looks at it once more. False, and it is hot no longer, when there is no work.
+fn stays_hot(poller: &dyn Poller, turn: u64) -> bool {
+    let stays = poller.arm();
+    poller.heat().is_hot.set(stays);
+    poller.heat().found_at.set(turn);
+    stays
 }
 
 impl Drop for Inner {

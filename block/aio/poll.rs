@@ -5,16 +5,36 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// A queue that the loop looks at in each turn while it is hot, that is, from a kick until the loop sleeps.
+/// A queue that the loop looks at in each turn while it is hot: from a kick until the loop sleeps, or has looked in vain
+/// for long while others kept it busy.
 pub trait Poller {
     /// Serves what is there, at most one batch; kicks stay off meanwhile. Returns whether there was anything.
     fn poll(self: Rc<Self>) -> bool;
     /// Turns kicks on again and looks once more. True when there is work, and then the queue stays hot.
     fn arm(&self) -> bool;
-    /// Whether it has ended for good, and the loop may forget it.
-    fn is_gone(&self) -> bool;
-    /// The loop's own mark for "is in the hot list".
-    fn hot_flag(&self) -> &Cell<bool>;
+    /// What the loop notes of it.
+    fn heat(&self) -> &Heat;
+}
+
+/// What the loop notes of a [`Poller`].
+#[derive(Debug, Default)]
+pub struct Heat {
+    /// Whether it is in the hot list.
+    pub(super) is_hot: Cell<bool>,
+    /// The number of the last busy turn in which it had something, or became hot.
+    pub(super) found_at: Cell<u64>,
+}
+
+/// A queue that had nothing in so many busy turns is left to its kicks: they take longer than the loop would have spun
+/// for it alone, and a look in vain is paid for by the queues that have work.
+const LOOKS_IN_VAIN_MAX: u64 = 64;
+
+impl Heat {
+    /// Whether looking is no longer worth it in busy turn number `turn`.
+    #[inline]
+    pub(super) fn is_cold(&self, turn: u64) -> bool {
+        turn - self.found_at.get() > LOOKS_IN_VAIN_MAX
+    }
 }
 
 /// How the loop polls before it sleeps.

@@ -165,6 +165,15 @@ impl VirtQueue {
         }
     }
 
+    /// Whether the guest has shown us a chain that was not popped yet.
+    #[inline]
+    pub fn has_more(&self) -> bool {
+        match &self.ring {
+            Ring::Split(ring) => ring.has_more(),
+            Ring::Packed(ring) => ring.has_more(),
+        }
+    }
+
     /// Asks the guest not to kick: we look by ourselves. A hint; kicks may still come.
     #[inline]
     pub fn suppress_kicks(&mut self) {

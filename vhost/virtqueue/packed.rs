@@ -275,6 +275,11 @@ impl PackedRing {
         Ok(true)
     }
 
+    #[inline]
+    pub(super) fn has_more(&self) -> bool {
+        self.next_avail.is_available(self.flags(self.next_avail.index).load(Ordering::Relaxed))
+    }
+
     /// Follows a chain to its end, from `at` to the entry after it. Returns how many entries it takes.
     #[inline]
     fn walk(&self, at: &mut Position, chain: &mut Chain) -> Result<u16, RingError> {

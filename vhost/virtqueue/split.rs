@@ -190,6 +190,11 @@ impl SplitRing {
         Ok(true)
     }
 
+    #[inline]
+    pub(super) fn has_more(&self) -> bool {
+        self.seen_avail != self.next_avail || self.avail_u16(INDEX).load(Ordering::Relaxed) != self.next_avail
+    }
+
     /// Reads the guest's available index. Acquire: what it covers was written before it.
     #[inline]
     fn look_for_more(&mut self) -> Result<bool, RingError> {

@@ -258,12 +258,12 @@ fn a_buffered_read_is_ready_at_once_if_and_only_if_the_page_cache_has_all_of_it(
     assert_eq!(channel.preadv(4096, &[buffer.iov()]).try_ready().ok(), Some(Ok(())), "it was just written");
     assert_eq!(buffer.to_vec(), content[4096..12288]);
     // The end of the file is in the middle of this one.
-    let end = channel.preadv(63 * 4096, &[buffer.iov()]).try_ready().err().expect("not all of it is there");
+    let end = channel.preadv(63 * 4096, &[buffer.iov()]).try_ready().expect_err("not all of it is there");
     assert_eq!(context.run_until(end), Ok(()));
     assert_eq!(buffer.to_vec(), [[63; 4096], [0; 4096]].concat());
     file.sync();
     sys::drop_cache(inner.fd);
-    let cold = channel.preadv(20 * 4096, &[buffer.iov()]).try_ready().err().expect("nothing is there");
+    let cold = channel.preadv(20 * 4096, &[buffer.iov()]).try_ready().expect_err("nothing is there");
     assert_eq!(context.run_until(cold), Ok(()));
     assert_eq!(buffer.to_vec(), content[20 * 4096..22 * 4096]);
 }
