@@ -8,10 +8,16 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::{OpenError, OpenResult};
 use crate::permissions::{PermissionSet, Permissions};
 use crate::sys::{self, ByteLock};
+
+/// How long the first locks are waited for. A process that was killed keeps its own until the kernel has ended its I/O,
+/// and the one that is started in its place comes at once.
+const PATIENCE: Duration = Duration::from_millis(500);
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 const HELD_BYTE: u64 = 100;
 const NOT_SHARED_BYTE: u64 = 200;
@@ -87,7 +93,7 @@ impl FileLocks {
         }
     }
 
-    /// Holds exactly the locks that `permissions` ask for.
+    /// Holds exactly the locks that `permissions` ask for. Where it held none before, it waits a while for them.
     ///
     /// # Errors
     /// Somebody else objects; the locks are as before.
@@ -95,6 +101,17 @@ impl FileLocks {
         if !self.enabled {
             return Ok(());
         }
+        let is_first = self.held == PermissionSet::NONE && self.not_shared == PermissionSet::NONE;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.try_set(fd, permissions) {
+                Err(_) if is_first && Instant::now() < until => std::thread::sleep(RETRY_INTERVAL),
+                result => return result,
+            }
+        }
+    }
+
+    fn try_set(&mut self, fd: &OwnedFd, permissions: Permissions) -> OpenResult {
         let held = permissions.held;
         let not_shared = PermissionSet::ALL.without(permissions.shared);
         let more_held = held.without(self.held);
