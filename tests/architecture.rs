@@ -21,8 +21,11 @@ const UNSAFE: &[(&str, &str)] = &[
     ("tests/profiles/vhost_crate.rs", "descriptors are handed to the `vhost` crate in its own type"),
     ("tests/reference/disk.rs", "system calls that take addresses"),
     ("vhost/guest_memory.rs", "guest memory is mapped, and its addresses handed out"),
+    ("vhost/inflight.rs", "memory shared with the front-end"),
+    ("vhost/mapping.rs", "mmap"),
     ("vhost/sigbus.rs", "a signal handler"),
     ("vhost/socket.rs", "an inherited descriptor is taken over"),
+    ("vhost/testing/step.rs", "fork and ptrace"),
     ("vhost/virtqueue/packed.rs", "ring memory, which the guest writes at any time"),
     ("vhost/virtqueue/split.rs", "ring memory, which the guest writes at any time"),
 ];

@@ -214,7 +214,7 @@ fn memory_truncated_under_data(setup: &Setup) {
     let mut device = backend.device(&Profile::qemu());
     let placement = Placement { guest: 0x20_0000_0000, user: 0x4000_0000_0000, size: 1 << 20, file_offset: 0 };
     let region = device.memory.add(placement);
-    device.announce(crate::frontend::device::MemoryBy::Table);
+    device.tell_memory(crate::frontend::device::MemoryBy::Table);
     region.truncate_file();
     for (kind, data) in [(0u32, true), (1, false)] {
         let queue = device.queue();

@@ -98,7 +98,7 @@ fn memory_comes_and_goes_while_the_device_is_stopped() {
     std::thread::sleep(A_WHILE);
     let begin = Instant::now();
     // The whole table once more, as QEMU sends it when memory is plugged in.
-    device.announce(crate::frontend::device::MemoryBy::Table);
+    device.tell_memory(crate::frontend::device::MemoryBy::Table);
     assert!(begin.elapsed() < Duration::from_millis(250), "{:?}", begin.elapsed());
     assert_eq!(device.queue().finish(&[stuck]).remove(0).status, IOERR, "its status reaches the guest nevertheless");
     device.queue().works();

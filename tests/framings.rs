@@ -214,7 +214,7 @@ fn a_buffer_may_span_two_regions_that_are_neighbours() {
     for (guest, user) in [(border - (1 << 20), 0x4000_0000_0000), (border, 0x3000_0000_0000)] {
         device.memory.add(Placement { guest, user, size: 1 << 20, file_offset: 0 });
     }
-    device.announce(MemoryBy::Table);
+    device.tell_memory(MemoryBy::Table);
     let queue = device.queue();
     let header = queue.arena.cut(16, 16, 0);
     let status = queue.arena.cut(1, 16, 0);

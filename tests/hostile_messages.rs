@@ -357,11 +357,11 @@ fn thousands_of_messages_are_answered_and_leave_nothing_behind() {
 fn memory_tables_told_thousands_of_times_leave_nothing_behind() {
     let backend = null();
     let mut device = backend.device(&Profile::qemu());
-    device.announce(MemoryBy::Table);
+    device.tell_memory(MemoryBy::Table);
     let maps = || std::fs::read_to_string(backend.proc("maps")).expect("maps of a running process").lines().count();
     let before = (backend.open_fds(), maps());
     for _ in 0..1000 {
-        device.announce(MemoryBy::Table);
+        device.tell_memory(MemoryBy::Table);
     }
     let after = (backend.open_fds(), maps());
     assert!(after.0 <= before.0 + 2 && after.1 <= before.1 + 8, "(descriptors, mappings): {before:?}, then {after:?}");

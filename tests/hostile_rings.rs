@@ -149,7 +149,7 @@ fn a_request_of_more_than_4_gib_is_answered() {
         file_offset: 0,
     };
     device.memory.add(placement);
-    device.announce(crate::frontend::device::MemoryBy::Table);
+    device.tell_memory(crate::frontend::device::MemoryBy::Table);
     let big = Buffer { addr: placement.guest, len: 128 << 20, writable: true };
     let mut buffers = vec![readable(device.queue(), 16)];
     // 40 × 128 MiB: 5 GiB, or 1 GiB in 32 bits; the disk has a mebibyte.

@@ -31,6 +31,7 @@ mod framings;
 mod hostile_messages;
 mod hostile_rings;
 mod idle;
+mod inflight;
 mod memory_regions;
 mod monitor;
 mod multiqueue;

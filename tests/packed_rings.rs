@@ -5,13 +5,16 @@ use crate::backend::{Backend, Setup};
 use crate::frontend::blk::{NO_STATUS, OK, Request, feature};
 use crate::frontend::device::{Device, MemoryBy, Profile};
 use crate::frontend::queue::{Descriptor, INDIRECT, NEXT, Queue, WRITE};
-use crate::frontend::session::VringAddresses;
+use crate::frontend::session::{VringAddresses, protocol};
 use crate::frontend::wait::DEADLINE;
 
 const AVAIL: u16 = 1 << 7;
 
+/// Without an in-flight region, which says where a packed ring goes on, whatever its base.
 fn packed() -> Profile {
-    Profile { features: Profile::qemu().features | feature::RING_PACKED, ..Profile::qemu() }
+    let qemu = Profile::qemu();
+    let protocol_features = qemu.protocol_features & !protocol::INFLIGHT_SHMFD;
+    Profile { features: qemu.features | feature::RING_PACKED, protocol_features, ..qemu }
 }
 
 fn start(profile: &Profile) -> (Device, Backend) {

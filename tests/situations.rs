@@ -179,5 +179,4 @@ crate::on_packed_rings! {
     guest_reboot_without_a_stop,
     suspend_and_resume,
     a_ring_smaller_than_seg_max_asks,
-    the_rings_move_between_two_boots,
 }

@@ -1,17 +1,16 @@
-//! GuestMemory: the memory that a front-end shares with us. It owns the mappings (made and checked here) and the way
-//! from a guest or front-end address to an [`IoVec`]; it never reads or writes what is in the memory.
-#![allow(unsafe_code)] // Mapping files and handing out addresses in them; each block gives its reason.
+//! GuestMemory: the memory that a front-end shares with us. It owns the mapped regions and the way from a guest or
+//! front-end address to an [`IoVec`]; it never reads or writes what is in the memory.
+#![allow(unsafe_code)] // Handing out addresses in mappings; each block gives its reason.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use blockport_block::iovec::IoVec;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::sigbus::{self, SigbusGuard};
+use crate::mapping::Mapping;
+use crate::sigbus;
 
 /// The most regions at once; QEMU itself never has more than 509 slots.
 pub(crate) const REGIONS_MAX: usize = 512;
@@ -43,24 +42,6 @@ pub struct MemoryRegion {
     mapping: Mapping,
 }
 
-/// A mapping of our own: vm-memory's would keep a second descriptor, and would not notice one past the end of its file.
-struct Mapping {
-    start: usize,
-    len: usize,
-    guard: Option<SigbusGuard>,
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        self.guard = None;
-        // SAFETY: the range was mapped by us and nobody holds an address in it any more: requests hold the GuestMemory.
-        unsafe { libc::munmap(self.start as *mut libc::c_void, self.len) };
-    }
-}
-
-/// fstatfs(2) of a file on hugetlbfs.
-const HUGETLBFS_MAGIC: i64 = 0x958458f6;
-
 impl MemoryRegion {
     /// Maps a region.
     ///
@@ -68,45 +49,11 @@ impl MemoryRegion {
     /// It wraps around, does not fit its file, or cannot be mapped.
     pub fn map(guest_addr: u64, user_addr: u64, size: u64, mmap_offset: u64, file: File) -> Result<Self, RegionError> {
         let refuse = |why: String| RegionError { guest_addr, size, why };
-        let end = mmap_offset
-            .checked_add(size)
-            .filter(|end| *end <= i64::MAX as u64 && size > 0)
-            .filter(|_| guest_addr.checked_add(size).is_some() && user_addr.checked_add(size).is_some())
-            .ok_or_else(|| refuse("its addresses wrap around".into()))?;
-        let metadata = file.metadata().map_err(|e| refuse(format!("its file: {e}")))?;
-        // A device, such as /dev/dax, says 0.
-        if metadata.file_type().is_file() && end > metadata.len() {
-            return Err(refuse(format!("it ends at {end:#x} in a file of {:#x} bytes", metadata.len())));
+        if guest_addr.checked_add(size).is_none() || user_addr.checked_add(size).is_none() {
+            return Err(refuse("its addresses wrap around".into()));
         }
-        let page = page_size(&file, metadata.blksize());
-        let map_start = mmap_offset / page * page;
-        let len = end.checked_next_multiple_of(page).map(|end| end - map_start);
-        let len = len.and_then(|len| usize::try_from(len).ok()).ok_or_else(|| refuse("it is too large".into()))?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                map_start as libc::off_t,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(refuse(format!("mmap: {}", std::io::Error::last_os_error())));
-        }
-        let guard = SigbusGuard::new(start as usize, len);
-        let unguarded = guard.is_none();
-        let mapping = Mapping { start: start as usize, len, guard };
-        if unguarded {
-            return Err(refuse("the process has too many mappings".into()));
-        }
-        // Guest memory is large and not ours: leave it out of core dumps. Advice, so a failure does not matter.
-        // SAFETY: the range was just mapped.
-        unsafe { libc::madvise(start, len, libc::MADV_DONTDUMP) };
-        // At most `len`, which fits.
-        let host = mapping.start + (mmap_offset - map_start) as usize;
+        let mapping = Mapping::of(&file, mmap_offset, size).map_err(refuse)?;
+        let host = mapping.host();
         // SAFETY: `host..host + size` lies inside the mapping, which lives as long as this MemoryRegion.
         let region = unsafe { MmapRegionBuilder::new(size as usize).with_raw_mmap_pointer(host as *mut u8) }
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -120,19 +67,6 @@ impl MemoryRegion {
 
     fn overlaps_user(&self, other: &Self) -> bool {
         self.user_addr < other.user_addr + other.size && other.user_addr < self.user_addr + self.size
-    }
-}
-
-/// What offset and length of a mapping must be a multiple of: a huge page on hugetlbfs, else a page.
-fn page_size(file: &File, block_size: u64) -> u64 {
-    // SAFETY: an all-zero statfs is a valid value to be overwritten.
-    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the descriptor is open and `stat` is a valid place for the answer.
-    let known = unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) } == 0;
-    if known && stat.f_type == HUGETLBFS_MAGIC && block_size.is_power_of_two() {
-        block_size
-    } else {
-        rustix::param::page_size() as u64
     }
 }
 
@@ -196,8 +130,7 @@ impl GuestMemory {
 
     /// Whether a file behind a region was truncated under us.
     pub(crate) fn is_lost(&self) -> bool {
-        sigbus::any_lost()
-            && self.regions.iter().any(|region| region.mapping.guard.as_ref().is_none_or(SigbusGuard::is_lost))
+        sigbus::any_lost() && self.regions.iter().any(|region| region.mapping.is_lost())
     }
 
     /// Appends the pieces of host memory that hold `len` bytes at a guest address: one, or several where regions meet.

@@ -6,6 +6,8 @@ mod device_stop;
 mod export;
 mod extra_messages;
 mod guest_memory;
+mod inflight;
+mod mapping;
 mod notifier;
 mod queue;
 mod server;

@@ -278,7 +278,7 @@ impl Queue {
         let mut ring = self.ring.borrow_mut();
         ring.suppress_kicks();
         // A packed ring of lost memory is all zeroes, in which nothing is available.
-        ring.has_more() || ring.memory().is_lost()
+        ring.has_more() || ring.is_lost()
     }
 
     /// Pops and starts up to a batch of requests. Returns whether there was any.
@@ -302,7 +302,7 @@ impl Queue {
                     popped += 1;
                 }
                 // A packed ring of lost memory is all zeroes, in which nothing is available.
-                Ok(false) => break ring.memory().is_lost().then_some(RingError::MemoryLost),
+                Ok(false) => break ring.is_lost().then_some(RingError::MemoryLost),
                 Err(error) => break Some(error),
             }
             let head = chain.head;
@@ -400,7 +400,7 @@ impl Queue {
     fn publish(&self) {
         self.dirty.set(false);
         // Of memory that was lost in this turn, nothing is worth showing.
-        let lost = self.ring.borrow().memory().is_lost();
+        let lost = self.ring.borrow().is_lost();
         if lost {
             self.break_ring(RingError::MemoryLost);
         } else if self.ring.borrow_mut().publish() {

@@ -2,6 +2,7 @@
 //! ring itself: starting, stopping and changing one is asked of the queue's iothread (`session/rings.rs`).
 
 mod config_news;
+mod inflight;
 mod rings;
 
 use std::fs::File;
@@ -169,6 +170,9 @@ impl VhostUserBackendReqHandler for Session {
                 vring.base = None;
                 vring.enabled = state.features & bit(F_PROTOCOL_FEATURES) == 0;
             }
+            if let Some(region) = &state.inflight {
+                region.forget();
+            }
             Ok(())
         })
     }
@@ -195,6 +199,7 @@ impl VhostUserBackendReqHandler for Session {
             }
             if changed != 0 {
                 self.apply_write_cache(features);
+                self.keep_write_cache(state);
             }
             state.features = features;
             Ok(())
@@ -228,6 +233,8 @@ impl VhostUserBackendReqHandler for Session {
         self.handle("SET_VRING_NUM", |state| {
             let index = self.queue_index(index)?;
             let most = self.export.settings.queue_size_max;
+            // Entries that it has no room for could not be found again.
+            let most = state.inflight.as_ref().map_or(most, |region| region.queue_size().min(most));
             // §2.7: a power of two; §2.8.10.1: any size, in a packed ring.
             let packed = state.ring_features().packed;
             let fits = |size: &u16| (1..=most).contains(size) && (packed || size.is_power_of_two());
@@ -318,7 +325,9 @@ impl VhostUserBackendReqHandler for Session {
             }
             if !self.rings_started.swap(true, Ordering::Relaxed) {
                 let config_read = self.config_read.load(Ordering::Relaxed);
-                self.export.write_cache.first_start(config_read, state.features, &self.export.backend);
+                let kept = state.inflight.as_ref().and_then(|region| region.write_cache());
+                self.export.write_cache.first_start(config_read, kept, state.features, &self.export.backend);
+                self.keep_write_cache(state);
             }
             self.start(state, index)
         })
@@ -362,6 +371,7 @@ impl VhostUserBackendReqHandler for Session {
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::BACKEND_SEND_FD
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     }
@@ -410,7 +420,11 @@ impl VhostUserBackendReqHandler for Session {
     }
 
     fn set_config(&self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        self.handle("SET_CONFIG", |state| self.export.set_config(offset, buf, state.features).map_err(refuse))
+        self.handle("SET_CONFIG", |state| {
+            self.export.set_config(offset, buf, state.features).map_err(refuse)?;
+            self.keep_write_cache(state);
+            Ok(())
+        })
     }
 
     fn set_gpu_socket(&self, _: GpuBackend) -> Result<()> {
@@ -421,12 +435,12 @@ impl VhostUserBackendReqHandler for Session {
         Err(Error::InvalidMessage)
     }
 
-    fn get_inflight_fd(&self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidMessage)
+    fn get_inflight_fd(&self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        self.handle("GET_INFLIGHT_FD", |_| self.make_region(asked))
     }
 
-    fn set_inflight_fd(&self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(Error::InvalidMessage)
+    fn set_inflight_fd(&self, told: &VhostUserInflight, file: File) -> Result<()> {
+        self.handle("SET_INFLIGHT_FD", |state| self.keep_region(state, told, file))
     }
 
     fn get_max_mem_slots(&self) -> Result<u64> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod guest;
 pub(crate) mod packed_driver;
+pub(crate) mod step;
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -43,6 +43,11 @@ impl WriteCache {
         self.effective(&state)
     }
 
+    /// The value as last set, whatever this connection's driver can make of it; `None` while this process does not know.
+    pub(crate) fn known_value(&self) -> Option<bool> {
+        self.state().value
+    }
+
     /// A front-end reads the config before it starts its first ring: a new guest, which gets the export's own value.
     pub(crate) fn config_read(&self, backend: &Arc<BlockBackend>) {
         let mut state = self.state();
@@ -61,12 +66,19 @@ impl WriteCache {
     }
 
     /// The first ring of a connection starts. One that never read the config, at a process that does not know the value,
-    /// may be a guest that was told "off" by the process before us: off.
-    pub(crate) fn first_start(&self, config_read: bool, features: u64, backend: &Arc<BlockBackend>) {
+    /// is a guest of the process before us. That one left the value in the in-flight region (`kept`), or else may have
+    /// told the guest "off": off.
+    pub(crate) fn first_start(
+        &self,
+        config_read: bool,
+        kept: Option<bool>,
+        features: u64,
+        backend: &Arc<BlockBackend>,
+    ) {
         let mut state = self.state();
         state.features = Some(features);
         if !config_read && state.value.is_none() {
-            state.value = Some(false);
+            state.value = Some(kept.unwrap_or(false));
         }
         self.apply(&state, backend);
     }
@@ -138,14 +150,14 @@ mod tests {
     fn the_value_outlives_a_connection_that_does_not_read_it() {
         let (cache, backend) = (WriteCache::new(true), BlockBackend::new("b"));
         cache.config_read(&backend);
-        cache.first_start(true, FLUSH | WCE, &backend);
+        cache.first_start(true, None, FLUSH | WCE, &backend);
         cache.set(false, &backend).expect("nothing to flush");
         cache.connected();
-        cache.first_start(false, FLUSH | WCE, &backend);
-        assert!(!backend.write_cache(), "a reconnect");
+        cache.first_start(false, Some(true), FLUSH | WCE, &backend);
+        assert!(!backend.write_cache(), "a reconnect: the process knows the value");
         cache.connected();
         cache.config_read(&backend);
-        cache.first_start(true, FLUSH | WCE, &backend);
+        cache.first_start(true, Some(false), FLUSH | WCE, &backend);
         assert!(backend.write_cache(), "a new guest");
     }
 
@@ -153,7 +165,17 @@ mod tests {
     fn a_restarted_daemon_runs_write_through_for_a_guest_it_does_not_know() {
         let (cache, backend) = (WriteCache::new(true), BlockBackend::new("b"));
         cache.connected();
-        cache.first_start(false, FLUSH | WCE, &backend);
+        cache.first_start(false, None, FLUSH | WCE, &backend);
         assert!(!backend.write_cache());
+    }
+
+    #[test]
+    fn a_restarted_daemon_takes_the_value_that_the_one_before_it_left() {
+        for kept in [false, true] {
+            let (cache, backend) = (WriteCache::new(true), BlockBackend::new("b"));
+            cache.connected();
+            cache.first_start(false, Some(kept), FLUSH | WCE, &backend);
+            assert_eq!((backend.write_cache(), cache.known_value()), (kept, Some(kept)));
+        }
     }
 }

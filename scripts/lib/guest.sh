@@ -3,6 +3,7 @@
 #
 #   start_guest NAME [options] <<'SCRIPT'    boots; the script (busybox sh, set -e if it wants) runs in the guest
 #       --disk SOCKET[,PROPERTY=VALUE…]      a vhost-user-blk-pci disk; repeat for /dev/vda, /dev/vdb, …
+#       --chardev PROPERTY=VALUE             a property of every disk's socket, such as reconnect-ms=50
 #       --set NAME=VALUE                     a variable for the script
 #       --file PATH                          a host's file, in the guest's / under its base name
 #       --cpus N  --memory MIB  --timeout S  --qmp  --reboot  --quiet
@@ -96,11 +97,12 @@ choose_accel() {
 # --- running one ---------------------------------------------------------------------------------------------------
 
 start_guest() {
-    local name=$1 cpus=1 memory=256 timeout=90 reboot=no quiet=no with_qmp=no disks=() sets=() files=() disk properties set file i
+    local name=$1 cpus=1 memory=256 timeout=90 reboot=no quiet=no with_qmp=no chardev= disks=() sets=() files=() disk properties set file i
     shift
     while (($#)); do
         case $1 in
             --disk) disks+=("$2") && shift ;;
+            --chardev) chardev=,$2 && shift ;;
             --set) sets+=("$2") && shift ;;
             --file) files+=("$2") && shift ;;
             --cpus) cpus=$2 && shift ;;
@@ -145,7 +147,7 @@ start_guest() {
         properties=${disk#"${disk%%,*}"}
         # QEMU's own choice is a queue for each vCPU, and it refuses a back-end that has fewer.
         [[ $properties == *num-queues=* ]] || properties+=,num-queues=1
-        args+=(-chardev "socket,id=disk$i,path=${disk%%,*}"
+        args+=(-chardev "socket,id=disk$i,path=${disk%%,*}$chardev"
             -device "vhost-user-blk-pci,chardev=disk$i$properties")
     done
     if [[ $with_qmp == yes ]]; then

@@ -9,8 +9,11 @@ use super::arena::Arena;
 use super::blk::{CONFIG_SIZE, Config, WRITEBACK, feature};
 use super::memory::{GuestMemory, Placement, Region, USUAL};
 use super::queue::{Queue, RingLayout};
-use super::session::{Ack, Session, VringAddresses, protocol};
+use super::session::{Ack, Inflight, Session, VringAddresses, protocol};
 use super::wire::Connection;
+
+/// Entries of each queue in an in-flight region: QEMU's are as many as its device may have.
+const INFLIGHT_QUEUE_SIZE: u16 = 32768;
 
 /// By which messages guest memory is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +127,8 @@ pub struct Device {
     pub queues: Vec<Queue>,
     pub offered: u64,
     pub config: Option<Config>,
+    /// Kept for the back-end, where that was agreed.
+    pub inflight: Option<Inflight>,
     /// Our end of the back-end's own channel; closing it is up to the device's owner.
     _backend_channel: Option<OwnedFd>,
 }
@@ -160,7 +165,8 @@ impl Device {
         let memory = Arc::new(GuestMemory::new(&profile.placements));
         let queues = lay_out(&memory, profile.queues, profile.queue_size, features);
         let config = profile.reads_config.then(|| Config(session.get_config(0, CONFIG_SIZE)));
-        let mut device = Self { session, memory, queues, offered, config, _backend_channel: backend_channel };
+        let inflight = None;
+        let mut device = Self { session, memory, queues, offered, config, inflight, _backend_channel: backend_channel };
         device.session.features = features;
         if profile.starts {
             device.announce(profile.memory_by);
@@ -171,11 +177,22 @@ impl Device {
         device
     }
 
-    /// SET_FEATURES and the memory, as at the start of a virtual machine.
+    /// SET_FEATURES, a new in-flight region and the memory, as at the start of a virtual machine.
     #[track_caller]
     pub fn announce(&mut self, memory_by: MemoryBy) {
         let features = self.session.features;
         self.session.set_features(features).accepted();
+        if self.session.protocol_features & protocol::INFLIGHT_SHMFD != 0 {
+            let region = self.session.get_inflight_fd(self.queues.len() as u16, INFLIGHT_QUEUE_SIZE);
+            self.session.set_inflight_fd(&region).accepted();
+            self.inflight = Some(region);
+        }
+        self.tell_memory(memory_by);
+    }
+
+    /// The memory as it is now.
+    #[track_caller]
+    pub fn tell_memory(&self, memory_by: MemoryBy) {
         let regions = self.memory.regions();
         match memory_by {
             MemoryBy::Table => {
@@ -183,6 +200,30 @@ impl Device {
                 self.session.set_mem_table(&regions).accepted();
             }
             MemoryBy::Slots => regions.iter().for_each(|region| self.session.add_mem_reg(region).accepted()),
+        }
+    }
+
+    /// Comes back to a back-end that died, with the memory, the rings and the in-flight region as they are, and goes on.
+    /// As QEMU does, without a look at the config space, and with bases from before.
+    #[track_caller]
+    pub fn reconnect(&mut self, connection: Connection) {
+        let (features, protocol_features) = (self.session.features, self.session.protocol_features);
+        self.session = Session::new(connection);
+        self.session.get_features();
+        self.session.get_protocol_features();
+        self.session.set_protocol_features(protocol_features).accepted();
+        self.session.set_owner().accepted();
+        self.session.set_features(features).accepted();
+        if let Some(region) = &self.inflight {
+            self.session.set_inflight_fd(region).accepted();
+        }
+        self.tell_memory(MemoryBy::Table);
+        for queue in 0..self.queues.len() {
+            self.set_up_queue(queue);
+            let stale = if self.queues[queue].ring.packed { 0x8000_8000 } else { 0 };
+            self.session.set_vring_base(queue as u32, stale).accepted();
+            self.set_kick(queue);
+            self.enable(queue, true);
         }
     }
 

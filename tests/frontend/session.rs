@@ -1,6 +1,6 @@
 //! Typed messages over a connection: what a front-end says, one method a message, and how the back-end took it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::memory::{Placement, Region};
 use super::wire::{Connection, NEED_REPLY, NoReply, Reply, code};
@@ -240,6 +240,22 @@ impl Session {
         u32::from_ne_bytes(reply.payload[4..8].try_into().expect("4 bytes"))
     }
 
+    /// Has the back-end make an in-flight region.
+    #[track_caller]
+    pub fn get_inflight_fd(&self, num_queues: u16, queue_size: u16) -> Inflight {
+        let mut reply = self.ask(code::GET_INFLIGHT_FD, &inflight_bytes(0, 0, num_queues, queue_size));
+        let size = u64::from_ne_bytes(reply.payload[..8].try_into().expect("8 bytes"));
+        let expected = inflight_bytes(size, 0, num_queues, queue_size);
+        // The rest is padding.
+        assert_eq!((reply.payload.len(), &reply.payload[..20]), (24, &expected[..20]), "the region's description");
+        Inflight { fd: reply.fds.pop().expect("a descriptor"), size, offset: 0, num_queues, queue_size }
+    }
+
+    pub fn set_inflight_fd(&self, region: &Inflight) -> Ack {
+        let bytes = inflight_bytes(region.size, region.offset, region.num_queues, region.queue_size);
+        self.tell(code::SET_INFLIGHT_FD, &bytes, &[region.fd.as_fd()])
+    }
+
     /// Asks for part of the config space; what comes back, empty when it is refused.
     #[track_caller]
     pub fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
@@ -257,6 +273,21 @@ impl Session {
     pub fn set_backend_req_fd(&self, fd: BorrowedFd<'_>) -> Ack {
         self.tell(code::SET_BACKEND_REQ_FD, &[], &[fd])
     }
+}
+
+/// An in-flight region, kept for the back-end.
+#[derive(Debug)]
+pub struct Inflight {
+    pub fd: OwnedFd,
+    pub size: u64,
+    pub offset: u64,
+    pub num_queues: u16,
+    pub queue_size: u16,
+}
+
+fn inflight_bytes(size: u64, offset: u64, num_queues: u16, queue_size: u16) -> Vec<u8> {
+    [&size.to_ne_bytes()[..], &offset.to_ne_bytes(), &num_queues.to_ne_bytes(), &queue_size.to_ne_bytes(), &[0; 4]]
+        .concat()
 }
 
 /// The payload of messages with a queue and a number.

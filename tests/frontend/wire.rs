@@ -37,6 +37,7 @@ pub mod code {
     pub const GET_CONFIG: u32 = 24;
     pub const SET_CONFIG: u32 = 25;
     pub const GET_INFLIGHT_FD: u32 = 31;
+    pub const SET_INFLIGHT_FD: u32 = 32;
     pub const RESET_DEVICE: u32 = 34;
     pub const GET_MAX_MEM_SLOTS: u32 = 36;
     pub const ADD_MEM_REG: u32 = 37;
@@ -67,6 +68,7 @@ pub fn header(code: u32, flags: u32, size: u32) -> [u8; HEADER_SIZE] {
 pub struct Reply {
     pub code: u32,
     pub payload: Vec<u8>,
+    pub fds: Vec<OwnedFd>,
 }
 
 impl Reply {
@@ -136,18 +138,26 @@ impl Connection {
     pub fn receive_within(&self, timeout: Duration) -> Result<Reply, NoReply> {
         let end = Instant::now() + timeout;
         let mut header = [0; HEADER_SIZE];
-        self.receive_exactly(&mut header, end)?;
+        let fds = self.receive_with_fds(&mut header, end)?;
         let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes"));
         let (code, flags, size) = (word(0), word(4), word(8));
         assert_eq!(flags & (VERSION | REPLY), VERSION | REPLY, "flags of the reply to message {code}");
         assert!(size <= 4096, "a reply of {size} bytes to message {code}");
         let mut payload = vec![0; size as usize];
         self.receive_exactly(&mut payload, end)?;
-        Ok(Reply { code, payload })
+        assert!(fds.is_empty() || code == code::GET_INFLIGHT_FD, "descriptors with the reply to message {code}");
+        Ok(Reply { code, payload, fds })
     }
 
     fn receive_exactly(&self, buffer: &mut [u8], end: Instant) -> Result<(), NoReply> {
+        let fds = self.receive_with_fds(buffer, end)?;
+        assert!(fds.is_empty(), "descriptors that do not come with a header");
+        Ok(())
+    }
+
+    fn receive_with_fds(&self, buffer: &mut [u8], end: Instant) -> Result<Vec<OwnedFd>, NoReply> {
         let mut got = 0;
+        let mut fds = Vec::new();
         while got < buffer.len() {
             if !wait::readable(&self.socket, end.saturating_duration_since(Instant::now())) {
                 return Err(NoReply::Silent);
@@ -161,18 +171,13 @@ impl Connection {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => panic!("recvmsg: {error}"),
             }
-            // No reply that is offered today carries a descriptor: whatever came is closed here.
-            let unexpected: Vec<OwnedFd> = control
-                .drain()
-                .filter_map(|message| match message {
-                    RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-                    _ => None,
-                })
-                .flatten()
-                .collect();
-            assert!(unexpected.is_empty(), "descriptors with a reply");
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(more) = message {
+                    fds.extend(more);
+                }
+            }
         }
-        Ok(())
+        Ok(fds)
     }
 
     /// Sends a message and receives its reply.

@@ -33,6 +33,8 @@ struct Case {
     node: &'static str,
     /// Whether the rings are packed.
     packed: bool,
+    /// Whether an in-flight region is kept.
+    inflight: bool,
 }
 
 const NULL: &str = r#""driver": "null-co", "size": 1073741824"#;
@@ -45,7 +47,7 @@ const THROTTLE_FAR: &str =
 const RAW: &str = r#""driver": "raw", "file": {"driver": "null-co", "size": 1073741824}"#;
 
 const fn case(name: &'static str, queues: u16, depth: u16) -> Case {
-    Case { name, exports: 1, busy: 1, queues, depth, node: NULL, packed: false }
+    Case { name, exports: 1, busy: 1, queues, depth, node: NULL, packed: false, inflight: false }
 }
 
 /// A bare ring takes the place of queue, device and block layer.
@@ -59,6 +61,8 @@ const CASES: &[Case] = &[
     Case { exports: 200, busy: 200, ..case("exports-200", 1, 32) },
     Case { exports: 200, busy: 1, ..case("exports-200-idle", 1, 32) },
     Case { packed: true, ..case("packed-read", 1, 32) },
+    Case { inflight: true, ..case("inflight-read", 1, 32) },
+    Case { inflight: true, packed: true, ..case("inflight-packed", 1, 32) },
     Case { node: RAW, ..case("raw", 1, 32) },
     Case { node: BLKDEBUG, ..case("blkdebug", 1, 32) },
     Case { node: THROTTLE, ..case("throttle", 1, 32) },
@@ -95,13 +99,14 @@ struct Driver {
     avail_idx: u16,
     /// Of a packed ring: descriptors made available so far.
     offered: Option<u64>,
+    inflight: bool,
 }
 
 impl Driver {
-    fn new(memory: &Arc<GuestMemory>, index: u16, &Case { depth, packed, .. }: &Case) -> Self {
+    fn new(memory: &Arc<GuestMemory>, index: u16, &Case { depth, packed, inflight, .. }: &Case) -> Self {
         let (part, ring_size) = (u64::from(index) * PART, ring_size(depth));
         let offered = packed.then_some(0);
-        let driver = Self { memory: memory.clone(), part, ring_size, depth, avail_idx: 0, offered };
+        let driver = Self { memory: memory.clone(), part, ring_size, depth, avail_idx: 0, offered, inflight };
         driver.set_up();
         driver
     }
@@ -198,6 +203,9 @@ impl Driver {
             indirect_max: 128,
         };
         let features = RingFeatures { event_idx: true, indirect: true, packed: self.offered.is_some() };
+        if self.inflight {
+            return VirtQueue::with_new_inflight(self.memory.clone(), layout, features);
+        }
         VirtQueue::new(self.memory.clone(), layout, features, 0).expect("a ring in guest memory")
     }
 }

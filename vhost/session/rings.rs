@@ -13,6 +13,7 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 use super::{LEGACY, Session, refuse};
 use crate::config_space::bit;
 use crate::guest_memory::GuestMemory;
+use crate::inflight::InflightRegion;
 use crate::queue::{Notifiers, Queue, QueueSetup};
 use crate::virtqueue::{RingFeatures, RingLayout, VirtQueue};
 
@@ -24,6 +25,8 @@ pub(super) struct SessionState {
     pub(super) protocol_features: u64,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) vrings: Vec<Vring>,
+    /// What the front-end keeps for us over our death.
+    pub(super) inflight: Option<Arc<InflightRegion>>,
 }
 
 /// What is known of one ring, started or not. Addresses are the front-end's own.
@@ -66,17 +69,29 @@ impl Session {
             return Err(refuse(LEGACY));
         }
         let features = state.ring_features();
+        if let Some(region) = &mut state.inflight {
+            *region = region.for_layout(features.packed).map_err(refuse)?;
+        }
+        let no_part = || refuse("the in-flight region has no part for this queue");
+        let part = state.inflight.as_ref().map(|region| region.part(index).ok_or_else(no_part)).transpose()?;
         let memory = state.memory.clone();
         let vring = &mut state.vrings[index];
         let Some(addresses) = vring.addresses else {
             return Err(refuse("the ring was started before its addresses were set"));
         };
         let layout = self.layout(vring.size, addresses);
-        let mut ring = VirtQueue::new(memory, layout, features, vring.base.unwrap_or(0)).map_err(refuse)?;
-        if vring.base.is_none() {
-            // Dragonball sends no SET_VRING_BASE when it reconnects: what is used need not be done again.
-            ring.resume_at_used();
-        }
+        let ring = match part {
+            // Whatever SET_VRING_BASE says: after our death, QEMU knows only what was completed.
+            Some(part) => VirtQueue::with_inflight(memory, layout, features, vring.base, part).map_err(refuse)?,
+            None => {
+                let mut ring = VirtQueue::new(memory, layout, features, vring.base.unwrap_or(0)).map_err(refuse)?;
+                if vring.base.is_none() {
+                    // Dragonball sends no SET_VRING_BASE when it reconnects: what is used need not be done again.
+                    ring.resume_at_used();
+                }
+                ring
+            }
+        };
         let setup = QueueSetup {
             name: format!("{}, queue {index}", self.export.name()),
             // There are at most 256.

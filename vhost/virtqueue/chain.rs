@@ -13,13 +13,16 @@ pub struct Head {
     pub number: u16,
     /// Packed: how many entries of the ring it takes. Split: 0.
     pub(super) slots: u16,
+    /// Packed, with an in-flight region: the first and the last entry of the chain there.
+    pub(super) entry: u16,
+    pub(super) last: u16,
 }
 
 impl From<u16> for Head {
     /// The head of a chain in a split ring.
     #[inline]
     fn from(number: u16) -> Self {
-        Self { number, slots: 0 }
+        Self { number, ..Self::default() }
     }
 }
 

@@ -4,13 +4,16 @@
 mod chain;
 mod packed;
 mod split;
+mod tracked;
 
 use std::sync::Arc;
 
 use crate::guest_memory::GuestMemory;
+use crate::inflight::Part;
 pub use chain::{Chain, Head};
 use packed::PackedRing;
 use split::SplitRing;
+use tracked::Tracked;
 
 /// What a guest driver and we agreed on about the ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -85,6 +88,9 @@ pub enum RingError {
     /// A readable buffer after a writable one.
     #[error("a readable buffer follows a writable one")]
     ReadAfterWrite,
+    /// The in-flight region is not what we left.
+    #[error("the in-flight region {0}")]
+    Inflight(&'static str),
     /// The file behind guest memory was truncated.
     #[error("the front-end truncated the guest's memory")]
     MemoryLost,
@@ -99,6 +105,8 @@ pub struct VirtQueue {
 enum Ring {
     Split(SplitRing),
     Packed(PackedRing),
+    /// Either, with a part of the in-flight region.
+    Tracked(Box<Tracked>),
 }
 
 impl VirtQueue {
@@ -120,6 +128,32 @@ impl VirtQueue {
         Ok(Self { ring })
     }
 
+    /// A queue that goes on where its part of the in-flight region says, first with what was in flight; at `base`
+    /// (`None`: nobody said) where the part is new.
+    ///
+    /// # Errors
+    /// [`RingError::Addresses`], [`RingError::Base`], [`RingError::Inflight`].
+    pub(crate) fn with_inflight(
+        memory: Arc<GuestMemory>,
+        layout: RingLayout,
+        features: RingFeatures,
+        base: Option<u32>,
+        part: Part,
+    ) -> Result<Self, RingError> {
+        let tracked = Tracked::new(memory, layout, features, base, part)?;
+        Ok(Self { ring: Ring::Tracked(Box::new(tracked)) })
+    }
+
+    /// A new queue with an in-flight region of its own, for benches.
+    ///
+    /// # Panics
+    /// If there is no memory for a region, or no ring.
+    #[doc(hidden)]
+    pub fn with_new_inflight(memory: Arc<GuestMemory>, layout: RingLayout, features: RingFeatures) -> Self {
+        let part = Part::new_for_bench(layout.size, features.packed);
+        Self::with_inflight(memory, layout, features, Some(0), part).unwrap_or_else(|error| panic!("{error}"))
+    }
+
     /// Whether a ring of this layout and size can stand at `base`.
     pub(crate) fn is_base(features: RingFeatures, size: u16, base: u32) -> bool {
         if features.packed { packed::is_base(base, size) } else { u16::try_from(base).is_ok() }
@@ -130,7 +164,7 @@ impl VirtQueue {
     pub fn resume_at_used(&mut self) {
         match &mut self.ring {
             Ring::Split(ring) => ring.resume_at_used(),
-            Ring::Packed(_) => {}
+            Ring::Packed(_) | Ring::Tracked(_) => {}
         }
     }
 
@@ -143,6 +177,7 @@ impl VirtQueue {
         match &mut self.ring {
             Ring::Split(ring) => ring.pop(chain),
             Ring::Packed(ring) => ring.pop(chain),
+            Ring::Tracked(ring) => ring.pop(chain),
         }
     }
 
@@ -153,6 +188,7 @@ impl VirtQueue {
         match &mut self.ring {
             Ring::Split(ring) => ring.push(head, written),
             Ring::Packed(ring) => ring.push(head, written),
+            Ring::Tracked(ring) => ring.push(head, written),
         }
     }
 
@@ -162,6 +198,7 @@ impl VirtQueue {
         match &mut self.ring {
             Ring::Split(ring) => ring.publish(),
             Ring::Packed(ring) => ring.publish(),
+            Ring::Tracked(ring) => ring.publish(),
         }
     }
 
@@ -171,6 +208,7 @@ impl VirtQueue {
         match &self.ring {
             Ring::Split(ring) => ring.has_more(),
             Ring::Packed(ring) => ring.has_more(),
+            Ring::Tracked(ring) => ring.has_more(),
         }
     }
 
@@ -180,6 +218,7 @@ impl VirtQueue {
         match &mut self.ring {
             Ring::Split(ring) => ring.suppress_kicks(),
             Ring::Packed(ring) => ring.suppress_kicks(),
+            Ring::Tracked(ring) => ring.suppress_kicks(),
         }
     }
 
@@ -189,6 +228,7 @@ impl VirtQueue {
         match &mut self.ring {
             Ring::Split(ring) => ring.enable_kicks(),
             Ring::Packed(ring) => ring.enable_kicks(),
+            Ring::Tracked(ring) => ring.enable_kicks(),
         }
     }
 
@@ -197,6 +237,7 @@ impl VirtQueue {
         match &self.ring {
             Ring::Split(ring) => ring.next_avail().into(),
             Ring::Packed(ring) => ring.base(),
+            Ring::Tracked(ring) => ring.base(),
         }
     }
 
@@ -208,7 +249,13 @@ impl VirtQueue {
         match &mut self.ring {
             Ring::Split(ring) => ring.set_memory(memory),
             Ring::Packed(ring) => ring.set_memory(memory),
+            Ring::Tracked(ring) => ring.set_memory(memory),
         }
+    }
+
+    /// Whether the front-end truncated the memory, or the in-flight region, under us.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.memory().is_lost() || matches!(&self.ring, Ring::Tracked(ring) if ring.is_lost())
     }
 
     /// The memory table in use.
@@ -216,6 +263,7 @@ impl VirtQueue {
         match &self.ring {
             Ring::Split(ring) => ring.memory(),
             Ring::Packed(ring) => ring.memory(),
+            Ring::Tracked(ring) => ring.memory(),
         }
     }
 }

@@ -48,30 +48,30 @@ const EVENT_FLAGS_MASK: u32 = 3;
 
 /// A place in the ring, with the wrap counter of those that are there (§2.8.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Position {
+pub(super) struct Place {
     /// Below the ring's size.
-    index: u16,
-    /// The wrap counter, in the place where [`AVAIL`] is: [`AVAIL`] or 0.
-    wrap: u16,
+    pub(super) index: u16,
+    /// The wrap counter.
+    pub(super) wrap: bool,
 }
 
-impl Position {
+impl Place {
     /// From the index in bits 0 to 14 and the wrap counter in bit 15.
     fn from_bits(bits: u16) -> Self {
-        Self { index: bits & !WRAP, wrap: if bits & WRAP != 0 { AVAIL } else { 0 } }
+        Self { index: bits & !WRAP, wrap: bits & WRAP != 0 }
     }
 
     fn to_bits(self) -> u16 {
-        self.index | if self.wrap != 0 { WRAP } else { 0 }
+        self.index | if self.wrap { WRAP } else { 0 }
     }
 
     /// Goes `by` entries on, at most `size`.
     #[inline]
-    fn advance(&mut self, by: u16, size: u16) {
+    pub(super) fn advance(&mut self, by: u16, size: u16) {
         self.index += by;
         if self.index >= size {
             self.index -= size;
-            self.wrap ^= AVAIL;
+            self.wrap ^= true;
         }
     }
 
@@ -87,14 +87,19 @@ impl Position {
     /// §2.8.1: whether a descriptor with these flags, found here, is available.
     #[inline]
     fn is_available(self, flags: u16) -> bool {
-        let available = if self.wrap != 0 { AVAIL } else { USED };
-        flags & (AVAIL | USED) == available
+        flags & (AVAIL | USED) == self.available_flags()
+    }
+
+    /// The flags that make a descriptor here available.
+    #[inline]
+    fn available_flags(self) -> u16 {
+        if self.wrap { AVAIL } else { USED }
     }
 
     /// The flags that make a descriptor here used.
     #[inline]
     fn used_flags(self) -> u16 {
-        if self.wrap != 0 { AVAIL | USED } else { 0 }
+        if self.wrap { AVAIL | USED } else { 0 }
     }
 }
 
@@ -102,13 +107,13 @@ impl Position {
 /// ("Vring descriptor indices for packed virtqueues"): the first in bits 0 to 15, the second in bits 16 to 31.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Base {
-    avail: Position,
-    used: Position,
+    avail: Place,
+    used: Place,
 }
 
 impl Base {
     fn from_bits(bits: u32) -> Self {
-        Self { avail: Position::from_bits(bits as u16), used: Position::from_bits((bits >> 16) as u16) }
+        Self { avail: Place::from_bits(bits as u16), used: Place::from_bits((bits >> 16) as u16) }
     }
 
     fn to_bits(self) -> u32 {
@@ -144,8 +149,8 @@ pub(super) struct PackedRing {
     memory: Arc<GuestMemory>,
     layout: RingLayout,
     features: RingFeatures,
-    next_avail: Position,
-    next_used: Position,
+    next_avail: Place,
+    next_used: Place,
     /// Entries of what was popped and not yet published: with those still in the ring, never more than the ring has.
     outstanding: u16,
     /// Where the batch of completions begins that is not shown yet, and the flags that will show it.
@@ -202,8 +207,8 @@ impl PackedRing {
             suppressed: false,
         };
         if base == 0 && ring.is_new() {
-            ring.next_avail.wrap = AVAIL;
-            ring.next_used.wrap = AVAIL;
+            ring.next_avail.wrap = true;
+            ring.next_used.wrap = true;
         }
         Ok(ring)
     }
@@ -217,6 +222,67 @@ impl PackedRing {
 
     pub(super) fn base(&self) -> u32 {
         Base { avail: self.next_avail, used: self.next_used }.to_bits()
+    }
+
+    pub(super) fn size(&self) -> u16 {
+        self.layout.size
+    }
+
+    pub(super) fn next_avail(&self) -> Place {
+        self.next_avail
+    }
+
+    /// Where the next completion goes; what is pushed and not published counts.
+    pub(super) fn next_used(&self) -> Place {
+        self.next_used
+    }
+
+    /// Whether the entry at a place, which lies between used and available ones, was made a used one.
+    pub(super) fn is_used_at(&self, place: Place) -> bool {
+        // One that is available there, or in the lap after, has this bit the other way round or the same as a used one.
+        (self.flags(place.index).load(Ordering::Acquire) & USED != 0) == place.wrap
+    }
+
+    /// An entry as it lies in the ring: address; length, id and flags from the lowest bit on.
+    #[inline]
+    pub(super) fn raw_at(&self, place: Place) -> (u64, u64) {
+        // SAFETY: as for `descriptor`.
+        unsafe {
+            let entry = self.entry(place.index).cast::<u64>();
+            (entry.read_volatile(), entry.add(1).read_volatile())
+        }
+    }
+
+    /// Goes on where a process before us stood: completions go to `used`, and the `slots` entries from there on are of
+    /// chains in flight. What it wrote there of a batch that it did not show would be taken for completions later.
+    pub(super) fn resume_with(&mut self, used: Place, slots: u16) {
+        (self.next_used, self.next_avail, self.outstanding) = (used, used, slots);
+        for _ in 0..slots {
+            let at = self.next_avail;
+            let flags = self.flags(at.index).load(Ordering::Acquire);
+            if !at.is_available(flags) {
+                self.flags(at.index).store(flags & !(AVAIL | USED) | at.available_flags(), Ordering::Release);
+            }
+            self.next_avail.advance(1, self.layout.size);
+        }
+    }
+
+    /// Takes a chain in flight once more, from descriptors as [`PackedRing::raw_at`] gave them.
+    pub(super) fn take_again(
+        &self,
+        descriptors: impl Iterator<Item = (u64, u64)>,
+        chain: &mut Chain,
+    ) -> Result<(), RingError> {
+        chain.clear();
+        chain.head = Head::default();
+        let mut writable = false;
+        for (addr, rest) in descriptors {
+            let descriptor = Descriptor { addr, len: rest as u32, id: (rest >> 32) as u16, flags: (rest >> 48) as u16 };
+            self.add(descriptor, chain.head.slots == 0, chain, &mut writable)?;
+            chain.head.slots += 1;
+            chain.head.number = descriptor.id;
+        }
+        Ok(())
     }
 
     pub(super) fn memory(&self) -> &Arc<GuestMemory> {
@@ -282,7 +348,7 @@ impl PackedRing {
 
     /// Follows a chain to its end, from `at` to the entry after it. Returns how many entries it takes.
     #[inline]
-    fn walk(&self, at: &mut Position, chain: &mut Chain) -> Result<u16, RingError> {
+    fn walk(&self, at: &mut Place, chain: &mut Chain) -> Result<u16, RingError> {
         let room = self.layout.size - self.outstanding;
         if room == 0 {
             return Err(RingError::Overrun(self.layout.size));
@@ -293,25 +359,36 @@ impl PackedRing {
             let descriptor = self.descriptor(at.index);
             at.advance(1, self.layout.size);
             slots += 1;
-            if descriptor.flags & INDIRECT != 0 {
-                // §2.8.19.1: not in a list of others.
-                if slots > 1 || descriptor.flags & NEXT != 0 {
-                    return Err(RingError::IndirectTable(descriptor.len));
-                }
-                self.walk_indirect(descriptor, chain)?;
-            } else {
-                let Descriptor { addr, len, flags, .. } = descriptor;
-                chain.add(&self.memory, (addr, len, flags & WRITE != 0), &mut writable)?;
-            }
+            self.add(descriptor, slots == 1, chain, &mut writable)?;
             if descriptor.flags & NEXT == 0 {
                 // §2.8.5: the id of a list stands in its last descriptor.
-                chain.head = Head { number: descriptor.id, slots };
+                chain.head = Head { number: descriptor.id, slots, ..Head::default() };
                 return Ok(slots);
             }
             if slots == room {
                 return Err(RingError::Loop);
             }
         }
+    }
+
+    /// Adds what one descriptor of a chain stands for.
+    #[inline(always)]
+    fn add(
+        &self,
+        descriptor: Descriptor,
+        is_first: bool,
+        chain: &mut Chain,
+        writable: &mut bool,
+    ) -> Result<(), RingError> {
+        let Descriptor { addr, len, flags, .. } = descriptor;
+        if flags & INDIRECT == 0 {
+            return chain.add(&self.memory, (addr, len, flags & WRITE != 0), writable);
+        }
+        // §2.8.19.1: not in a list of others.
+        if !is_first || flags & NEXT != 0 {
+            return Err(RingError::IndirectTable(len));
+        }
+        self.walk_indirect(descriptor, chain)
     }
 
     /// §2.8.7: the entries of a table follow each other to its end; of their flags only WRITE means anything.
@@ -341,7 +418,7 @@ impl PackedRing {
 
     #[inline]
     pub(super) fn push(&mut self, head: Head, written: u32) {
-        let Position { index, .. } = self.next_used;
+        let Place { index, .. } = self.next_used;
         let entry = self.entry(index);
         // SAFETY: the index is below the ring's size, and `look_up` found as many descriptors mapped and aligned. The
         // entry is of a chain that was popped, so it is ours until its flags say otherwise.
@@ -382,8 +459,8 @@ impl PackedRing {
     /// Whether a position that the guest named lies in the last `slots` entries before the next used one.
     #[inline]
     fn is_in_batch(&self, bits: u16, slots: u16) -> bool {
-        let event = Position::from_bits(bits);
-        let Position { index, wrap } = self.next_used;
+        let event = Place::from_bits(bits);
+        let Place { index, wrap } = self.next_used;
         // Both counted from where this lap of the ring begins.
         let lap = if event.wrap == wrap { 0 } else { i32::from(self.layout.size) };
         let behind = i32::from(index) - (i32::from(event.index) - lap);

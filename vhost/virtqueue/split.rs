@@ -126,6 +126,29 @@ impl SplitRing {
         self.seen_avail = self.next_used;
     }
 
+    pub(super) fn size(&self) -> u16 {
+        self.layout.size
+    }
+
+    /// Up to where the guest has been shown used entries.
+    pub(super) fn used_idx(&self) -> u16 {
+        self.published
+    }
+
+    /// Goes on where a process before us stood, with so many chains in flight.
+    pub(super) fn resume_with(&mut self, in_flight: u16) {
+        self.next_avail = self.published.wrapping_add(in_flight);
+        self.seen_avail = self.next_avail;
+        self.outstanding = in_flight;
+    }
+
+    /// Takes a chain in flight once more.
+    pub(super) fn take_again(&self, head: u16, chain: &mut Chain) -> Result<(), RingError> {
+        chain.head = head.into();
+        chain.clear();
+        self.walk(head, chain)
+    }
+
     pub(super) fn next_avail(&self) -> u16 {
         self.next_avail
     }

@@ -14,6 +14,7 @@
 
 mod chains;
 mod hostile;
+mod inflight;
 mod notifications;
 mod oracle;
 mod packed_chains;
