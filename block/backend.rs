@@ -150,7 +150,7 @@ impl BlockBackend {
     }
 
     /// Quiesces: returns with nothing in flight; requests that arrive later wait for [`BlockBackend::drain_end`]. Nests.
-    /// Control side. See [`Drained`] for several backends at once.
+    /// Control side. See [`crate::Drained`] for several backends at once.
     pub fn drain_begin(&self) {
         self.quiesce();
         self.wait_until_idle();
