@@ -6,10 +6,11 @@ mod packed;
 mod split;
 mod tracked;
 
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::guest_memory::GuestMemory;
-use crate::inflight::Part;
+use crate::inflight::{InflightRegion, Part};
 pub use chain::{Chain, Head};
 use packed::PackedRing;
 use split::SplitRing;
@@ -152,6 +153,23 @@ impl VirtQueue {
     pub fn with_new_inflight(memory: Arc<GuestMemory>, layout: RingLayout, features: RingFeatures) -> Self {
         let part = Part::new_for_bench(layout.size, features.packed);
         Self::with_inflight(memory, layout, features, Some(0), part).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A queue with the only part of the in-flight region that is `file`, for fuzzing.
+    ///
+    /// # Errors
+    /// Prose: the file is too small for the ring, or what is in it or in the ring contradicts itself.
+    #[doc(hidden)]
+    pub fn with_inflight_file(
+        memory: Arc<GuestMemory>,
+        layout: RingLayout,
+        features: RingFeatures,
+        file: File,
+    ) -> Result<Self, String> {
+        let size = file.metadata().map_err(|e| e.to_string())?.len();
+        let region = InflightRegion::map(file, (0, size), 1, layout.size, features.packed).map(Arc::new)?;
+        let part = region.part(0).ok_or("the region has no part")?;
+        Self::with_inflight(memory, layout, features, None, part).map_err(|e| e.to_string())
     }
 
     /// Whether a ring of this layout and size can stand at `base`.
