@@ -35,7 +35,7 @@ pub struct WriteFlags {
 }
 
 /// What [`IoChannel::block_status`] says of the bytes from the asked offset on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BlockStatus {
     /// For how many bytes this holds; at least 1 and at most what was asked.
     pub bytes: u64,
@@ -43,6 +43,11 @@ pub struct BlockStatus {
     pub zero: bool,
     /// This node, not one behind it, stores these bytes or knows that they are zero.
     pub allocated: bool,
+    /// Where in the file they are, all in one piece and as they are read; `None` where there is no such place, or where it
+    /// is not known.
+    pub place: Option<u64>,
+    /// They are stored compressed.
+    pub compressed: bool,
 }
 
 /// A future of the block layer that is not on the fast path.

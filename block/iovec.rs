@@ -211,7 +211,7 @@ pub fn is_zero(iov: &[IoVec]) -> bool {
         (0..v.len()).step_by(chunk.len()).all(|at| {
             let part = v.part(at, chunk.len());
             let n = copy_to(&[part], &mut chunk);
-            chunk[..n].iter().all(|b| *b == 0)
+            chunk[..n].chunks(64).all(|part| part.iter().fold(0, |all, b| all | b) == 0)
         })
     })
 }

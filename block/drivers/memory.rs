@@ -148,6 +148,11 @@ impl IoChannel for MemoryChannel {
         let is_zero = |done| self.0.is_zero(offset + done, STATUS_STEP.min(most - done));
         let zero = is_zero(0);
         let same = (0..most).step_by(STATUS_STEP as usize).skip(1).find(|done| is_zero(*done) != zero);
-        Box::pin(std::future::ready(Ok(BlockStatus { bytes: same.unwrap_or(most), zero, allocated: true })))
+        Box::pin(std::future::ready(Ok(BlockStatus {
+            bytes: same.unwrap_or(most),
+            zero,
+            allocated: true,
+            ..BlockStatus::default()
+        })))
     }
 }

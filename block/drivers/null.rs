@@ -135,7 +135,7 @@ impl IoChannel for NullChannel {
     }
 
     fn block_status(&self, _: u64, bytes: u64) -> BoxFuture<BlockResult<BlockStatus>> {
-        let status = BlockStatus { bytes, zero: self.read_zeroes, allocated: true };
+        let status = BlockStatus { bytes, zero: self.read_zeroes, allocated: true, ..BlockStatus::default() };
         Box::pin(std::future::ready(Ok(status)))
     }
 }

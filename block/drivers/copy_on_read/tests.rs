@@ -115,6 +115,7 @@ impl IoChannel for LayeredChannel {
             bytes: bytes.min(SECTORS as u64 * SECTOR),
             zero: false,
             allocated,
+            ..BlockStatus::default()
         })))
     }
 }

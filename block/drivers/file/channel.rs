@@ -193,7 +193,7 @@ impl Inner {
     }
 
     fn status(&self, offset: u64, bytes: u64) -> BlockResult<BlockStatus> {
-        let whole = |zero| Ok(BlockStatus { bytes, zero, allocated: true });
+        let whole = |zero| Ok(placed(offset, bytes, zero));
         if self.kind == FileKind::BlockDevice {
             return whole(false);
         }
@@ -204,9 +204,7 @@ impl Inner {
             // A file system without holes.
             Err(error) if matches!(errno(&error), Some(libc::EINVAL | libc::EOPNOTSUPP)) => whole(false),
             Err(error) => Err(error.into()),
-            Ok(data) if data > offset => {
-                Ok(BlockStatus { bytes: bytes.min(data - offset), zero: true, allocated: true })
-            }
+            Ok(data) if data > offset => Ok(placed(offset, bytes.min(data - offset), true)),
             Ok(_) => {
                 let hole = match sys::seek_hole(self.fd, offset) {
                     Ok(hole) if hole > offset => hole,
@@ -216,10 +214,15 @@ impl Inner {
                     Err(error) => return Err(error.into()),
                 };
                 let data = hole.checked_next_multiple_of(SECTOR).unwrap_or(hole) - offset;
-                Ok(BlockStatus { bytes: bytes.min(data), zero: false, allocated: true })
+                Ok(placed(offset, bytes.min(data), false))
             }
         }
     }
+}
+
+/// Bytes of the file are where they are.
+fn placed(offset: u64, bytes: u64, zero: bool) -> BlockStatus {
+    BlockStatus { bytes, zero, allocated: true, place: Some(offset), ..BlockStatus::default() }
 }
 
 impl RingOwner for Inner {

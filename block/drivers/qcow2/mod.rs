@@ -15,14 +15,17 @@ mod clear;
 mod create;
 mod decompress;
 mod directories;
+mod empty;
 mod geometry;
 mod growth;
 mod header;
+mod info;
 mod load;
 mod mapping;
 mod open;
 mod read;
 mod refcounts;
+mod reference;
 mod repair;
 mod resize;
 mod state;
@@ -32,6 +35,9 @@ mod writeback;
 
 pub use check::CheckReport;
 pub use create::{CreateOptions, new_image};
+pub use empty::make_empty;
+pub use info::{ImageInfo, info};
+pub use reference::set_backing;
 
 use std::any::Any;
 use std::rc::Rc;
@@ -213,13 +219,18 @@ impl Qcow2 {
 /// # Errors
 /// The node is no qcow2 image, cannot be read, or cannot be written and is to be repaired.
 pub fn check(node: &Node, repair: bool) -> OpenResult<CheckReport> {
+    with_image(node, |image| image.check(repair))
+}
+
+/// Does work on an active qcow2 node.
+fn with_image<T>(node: &Node, work: impl FnOnce(&Qcow2) -> OpenResult<T>) -> OpenResult<T> {
     let driver = node.driver();
     let driver: &dyn Any = &*driver;
     let Some(image) = driver.downcast_ref::<Qcow2>() else {
         return Err(OpenError(format!("node \"{}\" is no qcow2 image", node.name())));
     };
-    let checked = if node.is_active() { image.check(repair) } else { Err(OpenError::new("it is inactive")) };
-    checked.map_err(|e| e.context(format_args!("node \"{}\"", node.name())))
+    let done = if node.is_active() { work(image) } else { Err(OpenError::new("it is inactive")) };
+    done.map_err(|e| e.context(format_args!("node \"{}\"", node.name())))
 }
 
 /// Runs work on a loop of its own, on a thread that ends with it.

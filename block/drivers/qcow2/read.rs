@@ -87,8 +87,9 @@ impl Channel {
             let run = self.attempt(|state| state.run(at, end - at)).await?;
             let class = Class::of(run.kind, at >= self.backing_length());
             match found {
-                Some(first) if first != class => break,
-                _ => found = Some(class),
+                Some(first) if !first.goes_on(class, at - offset) => break,
+                Some(_) => {}
+                None => found = Some(class),
             }
             // A run that the backing file ends in is two.
             let boundary = self.backing_length();
@@ -100,11 +101,18 @@ impl Channel {
         match (found, &self.backing) {
             (Some(Class::Backing), Some(backing)) => {
                 let behind = backing.block_status(offset, bytes).await?;
-                Ok(BlockStatus { bytes: behind.bytes.min(bytes), zero: behind.zero, allocated: false })
+                let bytes = behind.bytes.min(bytes);
+                Ok(BlockStatus { bytes, zero: behind.zero, ..BlockStatus::default() })
             }
-            (Some(Class::Nothing), _) => Ok(BlockStatus { bytes, zero: true, allocated: false }),
-            (Some(Class::Zero), _) => Ok(BlockStatus { bytes, zero: true, allocated: true }),
-            (Some(Class::Data | Class::Backing), _) => Ok(BlockStatus { bytes, zero: false, allocated: true }),
+            (Some(Class::Nothing), _) => Ok(BlockStatus { bytes, zero: true, ..BlockStatus::default() }),
+            (Some(Class::Zero), _) => Ok(BlockStatus { bytes, zero: true, allocated: true, ..BlockStatus::default() }),
+            (Some(Class::Data(place)), _) => {
+                Ok(BlockStatus { bytes, allocated: true, place: Some(place), ..BlockStatus::default() })
+            }
+            (Some(Class::Compressed), _) => {
+                Ok(BlockStatus { bytes, allocated: true, compressed: true, ..BlockStatus::default() })
+            }
+            (Some(Class::Backing), None) => Ok(BlockStatus { bytes, allocated: true, ..BlockStatus::default() }),
             (None, _) => Err(BlockError::OutOfRange),
         }
     }
@@ -116,7 +124,9 @@ const STATUS_BYTES_MAX: u64 = 1 << 30;
 /// What block status tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    Data,
+    /// At this place, and so on in one piece.
+    Data(u64),
+    Compressed,
     Zero,
     /// In the backing file.
     Backing,
@@ -127,10 +137,19 @@ enum Class {
 impl Class {
     fn of(kind: Kind, past_backing: bool) -> Self {
         match kind {
-            Kind::Data { .. } | Kind::Compressed { .. } => Self::Data,
+            Kind::Data { host, .. } => Self::Data(host),
+            Kind::Compressed { .. } => Self::Compressed,
             Kind::Zero => Self::Zero,
             Kind::Unallocated if past_backing => Self::Nothing,
             Kind::Unallocated => Self::Backing,
+        }
+    }
+
+    /// Whether `next`, `bytes` further on, goes on with the same.
+    fn goes_on(self, next: Self, bytes: u64) -> bool {
+        match (self, next) {
+            (Self::Data(place), Self::Data(next)) => place.checked_add(bytes) == Some(next),
+            (first, next) => first == next,
         }
     }
 }

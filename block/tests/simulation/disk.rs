@@ -352,6 +352,6 @@ impl IoChannel for Channel {
     }
 
     fn block_status(&self, _: u64, bytes: u64) -> BoxFuture<BlockResult<BlockStatus>> {
-        Box::pin(std::future::ready(Ok(BlockStatus { bytes, zero: false, allocated: true })))
+        Box::pin(std::future::ready(Ok(BlockStatus { bytes, zero: false, allocated: true, ..BlockStatus::default() })))
     }
 }
