@@ -288,6 +288,9 @@ impl ChildChannel {
         if bytes == 0 {
             return BlockFuture::ready(Ok(()));
         }
+        if flags.compressed && !self.limits.can_compress {
+            return BlockFuture::ready(Err(BlockError::NotSupported));
+        }
         match self.detect_zeroes {
             DetectZeroes::Off => {}
             mode if iovec::is_zero(iov) => {

@@ -32,6 +32,9 @@ pub struct WriteFlags {
     pub may_unmap: bool,
     /// Write-zeroes only: fail with [`crate::BlockError::NotSupported`] rather than write zeroes the slow way.
     pub no_fallback: bool,
+    /// Write only: store it compressed. Whole clusters (`BlockLimits::cluster_size`), or up to the end of the node; what
+    /// does not get smaller is stored as it is. [`crate::BlockError::NotSupported`] where `can_compress` is false.
+    pub compressed: bool,
 }
 
 /// What [`IoChannel::block_status`] says of the bytes from the asked offset on.

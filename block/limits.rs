@@ -31,6 +31,10 @@ pub struct BlockLimits {
     pub can_unmap_zeroes: bool,
     /// The most bytes in one write-zeroes; 0: no limit.
     pub max_write_zeroes: u64,
+    /// Whether a write may be stored compressed ([`crate::driver::WriteFlags::compressed`]).
+    pub can_compress: bool,
+    /// The unit in which the node takes room; bytes, a power of two. 0: none, or unknown.
+    pub cluster_size: u32,
     /// The preferred size of requests; bytes. 0: none.
     pub optimal_transfer: u32,
     /// The smallest unit the medium writes without reading first, told to the guest in the topology; bytes, a power of
@@ -58,6 +62,8 @@ impl Default for BlockLimits {
             can_write_zeroes: false,
             can_unmap_zeroes: false,
             max_write_zeroes: 0,
+            can_compress: false,
+            cluster_size: 0,
             optimal_transfer: 0,
             physical_block_size: 0,
         }

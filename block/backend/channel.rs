@@ -121,7 +121,7 @@ impl BackendChannel {
     /// Makes a range read as zeroes; `may_unmap`: the space may be given back.
     pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Submitted {
         self.start(RequestKind::WriteZeroes, bytes, &[], move |root, _, fua| {
-            root.pwrite_zeroes(offset, bytes, WriteFlags { fua, may_unmap, no_fallback: false })
+            root.pwrite_zeroes(offset, bytes, WriteFlags { fua, may_unmap, ..WriteFlags::default() })
         })
     }
 

@@ -11,6 +11,17 @@ use super::header::Header;
 use crate::aio::AioContext;
 use crate::error::{BlockResult, OpenError, OpenResult};
 
+/// How much a check puts right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing; the image need not be writable.
+    Nothing,
+    /// Leaks, if there are no errors.
+    Leaks,
+    /// All that can be.
+    All,
+}
+
 /// What a check has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CheckReport {

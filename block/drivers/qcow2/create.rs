@@ -2,7 +2,9 @@
 
 use super::geometry::Geometry;
 use super::header::{AUTOCLEAR_RAW_DATA, Header, incompatible};
+use super::preallocate::Preallocation;
 use crate::error::{OpenError, OpenResult};
+use crate::graph::Graph;
 
 /// What a new image is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,10 @@ pub struct CreateOptions {
     pub data_file: Option<String>,
     /// The external data file is to be a raw image by itself.
     pub data_file_raw: bool,
+    /// Refcounts may be written late, and are made anew after a crash.
+    pub lazy_refcounts: bool,
+    /// What is allocated at once. [`new_image`] leaves that to [`create`].
+    pub preallocation: Preallocation,
 }
 
 impl Default for CreateOptions {
@@ -40,6 +46,8 @@ impl Default for CreateOptions {
             backing: None,
             data_file: None,
             data_file_raw: false,
+            lazy_refcounts: false,
+            preallocation: Preallocation::Off,
         }
     }
 }
@@ -59,7 +67,7 @@ const FEATURES: [(u8, u8, &str); 8] = [
 const FEATURE_NAMES_FROM: u64 = 4096;
 
 impl CreateOptions {
-    fn header(&self) -> OpenResult<Header> {
+    pub(super) fn header(&self) -> OpenResult<Header> {
         let power = |n: u64, min: u64, max: u64| n.is_power_of_two() && (min..=max).contains(&n);
         let fail = |text: &str| Err(OpenError::new(text));
         if !power(self.cluster_size, 512, 2 << 20) {
@@ -73,9 +81,15 @@ impl CreateOptions {
             3 => true,
             _ => return fail("the version of the format must be 2 or 3"),
         };
-        let needs_v3 = self.extended_l2 || self.zstd || self.data_file.is_some() || self.refcount_bits != 16;
+        let needs_v3 = self.lazy_refcounts
+            || self.extended_l2
+            || self.zstd
+            || self.data_file.is_some()
+            || self.refcount_bits != 16;
         if !v3 && needs_v3 {
-            return fail("extended L2 entries, zstd, external data files and other widths of refcounts need version 3");
+            return fail(
+                "lazy refcounts, extended L2 entries, zstd, external data files and other widths of refcounts need version 3",
+            );
         }
         if self.data_file_raw && (self.data_file.is_none() || self.backing.is_some()) {
             return fail("a raw external data file needs an external data file and excludes a backing file");
@@ -96,7 +110,7 @@ impl CreateOptions {
             snapshots: 0,
             snapshots_offset: 0,
             incompatible: bits.iter().filter(|(set, _)| *set).fold(0, |sum, (_, bit)| sum | bit),
-            compatible: 0,
+            compatible: u64::from(self.lazy_refcounts),
             autoclear: if self.data_file_raw { AUTOCLEAR_RAW_DATA } else { 0 },
             refcount_order: self.refcount_bits.ilog2(),
             compression: super::header::Compression::Zlib,
@@ -106,6 +120,16 @@ impl CreateOptions {
             bitmaps: None,
         })
     }
+}
+
+/// Makes a new image in the node `file`, whose content is lost, with preallocation; `data_file` is the node of the external
+/// data file, if the options name one. Nobody else may use the nodes.
+///
+/// # Errors
+/// As for [`new_image`]; a node is missing or in use; or I/O failed.
+pub fn create(_graph: &Graph, _file: &str, _data_file: Option<&str>, options: &CreateOptions) -> OpenResult {
+    new_image(options)?;
+    Err(OpenError::new("this is not possible yet"))
 }
 
 /// The first bytes of a new image: header, refcounts, L1 table. The rest of the file is empty.

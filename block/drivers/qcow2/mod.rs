@@ -8,11 +8,14 @@
 //! `tables.rs` the rest; `refcounts.rs` and `growth.rs` find room.
 
 mod allocation;
+mod amend;
+mod bitmaps;
 mod cache;
 mod channel;
 mod check;
 mod clear;
 mod create;
+mod data;
 mod decompress;
 mod directories;
 mod empty;
@@ -22,22 +25,36 @@ mod header;
 mod info;
 mod load;
 mod mapping;
+mod measure;
 mod open;
+mod preallocate;
 mod read;
 mod refcounts;
 mod reference;
 mod repair;
 mod resize;
+mod snapshots;
 mod state;
 mod tables;
+mod verbs;
 mod write;
 mod writeback;
 
-pub use check::CheckReport;
-pub use create::{CreateOptions, new_image};
+pub use amend::AmendOptions;
+pub use bitmaps::{BitmapInfo, NewBitmap};
+pub use check::{CheckReport, Repair};
+pub use create::{CreateOptions, create, new_image};
+pub use data::PayloadCipher;
 pub use empty::make_empty;
 pub use info::{ImageInfo, info};
+pub use measure::{Measured, measure};
+pub use preallocate::Preallocation;
 pub use reference::set_backing;
+pub use snapshots::SnapshotInfo;
+pub use verbs::{
+    amend, bitmap_add, bitmap_clear, bitmap_enable, bitmap_merge, bitmap_ranges, bitmap_remove, bitmaps, check,
+    check_and_repair, resize, snapshot_apply, snapshot_create, snapshot_delete, snapshot_load, snapshots,
+};
 
 use std::any::Any;
 use std::rc::Rc;
@@ -168,14 +185,19 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn check(&self, repair: bool) -> OpenResult<CheckReport> {
+    fn check_writable(&self) -> OpenResult {
+        match self.image.writable {
+            true => Ok(()),
+            false => Err(OpenError::new("it is open for reading only")),
+        }
+    }
+
+    fn check(&self, repair: Repair) -> OpenResult<CheckReport> {
         self.write_back()?;
-        if !repair {
+        if repair == Repair::Nothing {
             return self.blocking(async |channel| channel.check().await);
         }
-        if !self.image.writable {
-            return Err(OpenError::new("it is open for reading only, and so cannot be repaired"));
-        }
+        self.check_writable()?;
         let report = self.blocking(async |channel| channel.repair().await)?;
         if report.errors == 0 {
             self.image.for_repair.store(false, Ordering::Relaxed);
@@ -211,15 +233,6 @@ impl Qcow2 {
         *state = state::State { channels, ..empty };
         Ok(())
     }
-}
-
-/// Checks an active qcow2 node with no request in flight, and repairs it if asked. A node that was opened with `x-repair`
-/// can be used once no error is left.
-///
-/// # Errors
-/// The node is no qcow2 image, cannot be read, or cannot be written and is to be repaired.
-pub fn check(node: &Node, repair: bool) -> OpenResult<CheckReport> {
-    with_image(node, |image| image.check(repair))
 }
 
 /// Does work on an active qcow2 node.
@@ -263,6 +276,7 @@ impl BlockDriver for Qcow2 {
             can_unmap_zeroes: self.image.writable && !geometry.raw_data,
             optimal_transfer: file.optimal_transfer,
             physical_block_size: file.physical_block_size,
+            cluster_size: geometry.cluster_size() as u32,
             ..BlockLimits::default()
         }
     }

@@ -107,6 +107,7 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
         pass_discards: settings.pass_discards,
         size,
         broken: AtomicBool::new(false),
+        cipher: None,
         state: Mutex::new(State::unloaded(geometry, header, sector, settings.caches)),
     };
     let (has_data_file, has_backing) = (data.is_some(), backing.is_some());

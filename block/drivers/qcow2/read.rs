@@ -27,7 +27,7 @@ impl Channel {
             }
         };
         if let Some((host, pin)) = found {
-            return self.data.preadv(host, iov).holding(pin);
+            return self.read_data(host, iov, pin);
         }
         let (this, iov) = (self.clone(), iov.to_vec());
         BlockFuture::boxed(async move { this.read(offset, &iov).await })
@@ -50,7 +50,7 @@ impl Channel {
             let part = iovec::slice(iov, at - offset, run.bytes);
             match run.kind {
                 Kind::Zero => iovec::fill(&part, 0),
-                Kind::Data { host, .. } => started.push(self.data.preadv(host, &part).holding(pin))?,
+                Kind::Data { host, .. } => started.push(self.read_data(host, &part, pin))?,
                 Kind::Unallocated => self.read_backing(at, run.bytes, &part, started)?,
                 Kind::Compressed { offset, bytes, skip } => {
                     self.read_compressed(offset, bytes, skip, &part).await?;

@@ -10,6 +10,7 @@ use std::task::Waker;
 
 use super::allocation::InFlightAllocations;
 use super::cache::{Cache, NumberSet};
+use super::data::PayloadCipher;
 use super::geometry::{Corrupt, Entry, Geometry};
 use super::header::{Header, HeaderSector};
 use crate::driver::InFlight;
@@ -83,6 +84,8 @@ pub(super) struct Image {
     pub size: AtomicU64,
     /// Corruption was found: nothing is read or written until the image is opened again.
     pub broken: AtomicBool,
+    /// Of an encrypted image.
+    pub cipher: Option<Arc<dyn PayloadCipher>>,
     pub state: Mutex<State>,
 }
 

@@ -24,7 +24,7 @@ impl Channel {
             _ => None,
         };
         if let Some((host, pin)) = in_place {
-            return self.data.pwritev(host, iov, flags).holding(pin);
+            return self.write_data(host, iov, flags, Some(pin));
         }
         let (this, iov) = (self.clone(), iov.to_vec());
         BlockFuture::boxed(async move {
@@ -48,7 +48,7 @@ impl Channel {
             match plan {
                 WritePlan::InPlace { host, bytes, pin } => {
                     let part = iovec::slice(iov, at - offset, bytes);
-                    started.push(self.data.pwritev(host, &part, WriteFlags::default()).holding(pin))?;
+                    started.push(self.write_data(host, &part, WriteFlags::default(), Some(pin)))?;
                     at += bytes;
                 }
                 WritePlan::Allocate(plan) => {
@@ -84,7 +84,7 @@ impl Channel {
         let head = if head_zero && plan.zeroed { 0 } else { head };
         let tail = if tail_zero && plan.zeroed { 0 } else { tail };
         if head == 0 && tail == 0 {
-            return self.data.pwritev(plan.host + (at - plan.start), iov, WriteFlags::default()).await;
+            return self.write_data(plan.host + (at - plan.start), iov, WriteFlags::default(), None).await;
         }
         // Its memory is zero where nothing is read into it.
         let around: Bounce<'_> = self.copy_up.buffer(head + tail, 4096).await;
@@ -99,7 +99,7 @@ impl Channel {
         all.extend((head > 0).then_some(before));
         all.extend_from_slice(iov);
         all.extend((tail > 0).then_some(after));
-        self.data.pwritev(plan.host + (at - head - plan.start), &all, WriteFlags::default()).await
+        self.write_data(plan.host + (at - head - plan.start), &all, WriteFlags::default(), None).await
     }
 
     /// Boxed, as reading may decompress, and the futures would be large.

@@ -137,7 +137,7 @@ async fn batch(channel: &Rc<ChildChannel>, random: &mut Random, guest: &mut Gues
         let first = index * part + random.below(part - length + 1);
         let (offset, bytes) = (first * SECTOR as u64, length * SECTOR as u64);
         *request += 1;
-        let flags = WriteFlags { fua: random.one_in(12), may_unmap: random.one_in(2), no_fallback: false };
+        let flags = WriteFlags { fua: random.one_in(12), may_unmap: random.one_in(2), ..Default::default() };
         let (future, value, optional) = match random.below(10) {
             0 => (channel.pdiscard(offset, bytes), 0, true),
             1 | 2 => (channel.pwrite_zeroes(offset, bytes, flags), 0, false),
