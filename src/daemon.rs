@@ -17,11 +17,12 @@ use nix::sys::signal::Signal;
 use crate::background::Background;
 use crate::chardev::Chardevs;
 use crate::logging;
+use crate::metrics::Metrics;
 use crate::monitor::Monitors;
 use crate::monitor::events::{Event, Shutdown, ShutdownCause};
 use crate::options::{ChardevConfig, ChardevKind, Config, ExportConfig, IothreadConfig, Step, ThrottleGroupConfig};
 use crate::sandbox::Sandbox;
-pub use exports::{Export, Exports, socket_address};
+pub use exports::{Export, ExportQueue, Exports, socket_address};
 use notices::{Notice, Notices};
 pub use objects::{IothreadObject, Objects};
 use pidfile::Pidfile;
@@ -44,6 +45,10 @@ pub fn run(config: Config) -> OpenResult {
     let notifier = notices.notifier();
     blockport_block::event::set_sink(move |event| notifier.send(Notice::Event(event)));
     let mut daemon = Daemon::new(notices);
+    if let Some(address) = &config.metrics {
+        daemon.metrics = Metrics::open(address)?;
+        daemon.exports.has_histograms = true;
+    }
     for step in config.steps {
         daemon.carry_out(step)?;
     }
@@ -97,6 +102,8 @@ pub struct Daemon {
     pub monitors: Monitors,
     /// Where clients come from.
     pub chardevs: Chardevs,
+    /// Who reads figures.
+    metrics: Metrics,
     notices: Notices,
     end: Option<End>,
     /// Front-ends are served.
@@ -111,6 +118,7 @@ impl Daemon {
             objects: Objects::default(),
             monitors: Monitors::default(),
             chardevs: Chardevs::default(),
+            metrics: Metrics::default(),
             notices,
             end: None,
             begun: false,

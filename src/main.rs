@@ -8,6 +8,7 @@ mod chardev;
 mod commands;
 mod daemon;
 mod logging;
+mod metrics;
 mod monitor;
 mod options;
 mod sandbox;

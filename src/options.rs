@@ -9,6 +9,7 @@ mod cpus;
 mod disk;
 mod export;
 mod iothread;
+mod metrics;
 mod queue_mapping;
 mod sandbox;
 mod storage_daemon;
@@ -34,6 +35,7 @@ pub use export::{
     SocketAddress, check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 pub use iothread::{IOTHREAD_OPTIONS, IothreadConfig, POLL_MAX_NS_DEFAULT};
+pub use metrics::{MetricsAddress, MetricsArgs};
 pub use queue_mapping::QueueMapping;
 pub use sandbox::{SandboxArgs, SandboxConfig, SandboxMode};
 use storage_daemon::StorageDaemonArgs;
@@ -101,6 +103,9 @@ pub struct Cli {
     vhost_user_program: VhostUserProgramArgs,
 
     #[command(flatten)]
+    metrics: MetricsArgs,
+
+    #[command(flatten)]
     sandbox: SandboxArgs,
 
     #[command(subcommand)]
@@ -135,6 +140,8 @@ pub struct Config {
     /// What to print to standard output when all steps are done. None: nothing, as scripts and management software
     /// expect.
     pub announcement: Option<String>,
+    /// Where figures are served. None: nowhere.
+    pub metrics: Option<MetricsAddress>,
     /// What to give up when all steps are done.
     pub sandbox: SandboxConfig,
 }
@@ -220,7 +227,7 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
     let cli = Cli::from_arg_matches(&matches).map_err(|error| UsageError(Complaint::Parser(Box::new(error))))?;
     let invocation = match (cli.command, styles.first()) {
         (Some(command), _) => {
-            return match SandboxArgs::given(&matches) {
+            return match SandboxArgs::given(&matches).or(MetricsArgs::given(&matches)) {
                 Some(option) => Err(UsageError::new(format!("{option} belongs behind the command"))),
                 None => commands::invocation(command),
             };
@@ -229,7 +236,9 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
         (None, _) => cli.storage_daemon.invocation(&matches)?,
     };
     Ok(match invocation {
-        Invocation::Start(config) => Invocation::Start(Config { sandbox: cli.sandbox.config(), ..config }),
+        Invocation::Start(config) => {
+            Invocation::Start(Config { sandbox: cli.sandbox.config(), metrics: cli.metrics.address(), ..config })
+        }
         other => other,
     })
 }

@@ -33,6 +33,7 @@ mod hostile_rings;
 mod idle;
 mod inflight;
 mod memory_regions;
+mod metrics;
 mod monitor;
 mod multiqueue;
 mod notifications;

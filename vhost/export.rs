@@ -10,6 +10,7 @@ use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_
 
 use crate::config_space::{self, CONFIG_BYTES, RangeLimits, WRITEBACK_OFFSET, bit};
 use crate::device_stop::DeviceStop;
+use crate::queue::{Counters, QueueFigures};
 use crate::server::Server;
 use crate::session::Session;
 use crate::socket::{Endpoint, SocketAddress, SocketError};
@@ -69,6 +70,8 @@ pub(crate) struct ExportState {
     /// The feature bits offered.
     pub(crate) features: u64,
     pub(crate) write_cache: WriteCache,
+    /// What each queue counts, over all its starts.
+    pub(crate) figures: Vec<Arc<Counters>>,
     iothreads: Vec<AioRemote>,
     /// Where its queues are found on their iothreads: this number and those that follow.
     first_local: u64,
@@ -222,6 +225,7 @@ impl VhostUserBlkExport {
         let state = Arc::new(ExportState {
             write_cache: WriteCache::new(!settings.writethrough),
             device_stop,
+            figures: (0..settings.num_queues).map(|_| Arc::default()).collect(),
             first_local,
             session: Mutex::default(),
             device,
@@ -274,6 +278,11 @@ impl VhostUserBlkExport {
     /// Whether the device has stopped over an error, and keeps requests.
     pub fn is_stopped(&self) -> bool {
         self.state.device_stop.is_stopped()
+    }
+
+    /// What each queue has done, in their order. Waits for nobody.
+    pub fn queue_figures(&self) -> Vec<QueueFigures> {
+        self.state.figures.iter().map(|figures| figures.read()).collect()
     }
 
     /// The drive it offers.

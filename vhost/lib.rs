@@ -21,6 +21,7 @@ mod virtqueue;
 mod write_cache;
 
 pub use export::{ExportError, ExportSettings, VhostUserBlkExport};
+pub use queue::QueueFigures;
 pub use socket::{Endpoint, Listener, SocketAddress, SocketError};
 
 /// What benches, property tests and fuzzing need of the inside; not part of the interface.

@@ -2,6 +2,7 @@
 //! turn and calls the guest. It owns the started ring from start to stop; the session decides when these are.
 
 mod bench;
+mod figures;
 mod kept;
 mod workers;
 
@@ -24,6 +25,8 @@ use crate::virtqueue::{Chain, RingError, VirtQueue};
 
 #[doc(hidden)]
 pub use bench::start_for_bench;
+pub(crate) use figures::Counters;
+pub use figures::QueueFigures;
 use workers::IdleWorkers;
 
 /// The most chains popped in one go, so that one queue cannot hold its iothread.
@@ -60,6 +63,10 @@ pub(crate) struct QueueSetup {
     pub(crate) kick: Option<Arc<OwnedFd>>,
     pub(crate) notifiers: Notifiers,
     pub(crate) enabled: bool,
+    /// The length of the ring, in entries.
+    pub(crate) size: u16,
+    /// Where it counts what it does.
+    pub(crate) figures: Arc<Counters>,
 }
 
 /// Chains whose buffers are used again: no allocation per request.
@@ -119,6 +126,7 @@ pub struct Queue {
     drained: RefCell<Vec<Waker>>,
     last_error_log: Cell<Option<std::time::Instant>>,
     errors_not_logged: Cell<u64>,
+    figures: Arc<Counters>,
 }
 
 impl Queue {
@@ -154,7 +162,9 @@ impl Queue {
             drained: RefCell::default(),
             last_error_log: Cell::new(None),
             errors_not_logged: Cell::new(0),
+            figures: setup.figures,
         });
+        queue.figures.set_size(setup.size.into());
         queue.call_guest();
         queue.set_kick(setup.kick);
         queue
@@ -163,7 +173,7 @@ impl Queue {
     /// Watches another kick descriptor, or polls if there is none, and looks at the ring once.
     pub(crate) fn set_kick(self: &Rc<Self>, kick: Option<Arc<OwnedFd>>) {
         let queue = self.clone();
-        let watch = kick.map(|fd| self.context.watch(fd, Rc::new(move || queue.look())));
+        let watch = kick.map(|fd| self.context.watch(fd, Rc::new(move || queue.kicked())));
         if watch.is_none() && !self.polls.replace(true) {
             let queue = self.clone();
             self.context.spawn(async move {
@@ -236,6 +246,7 @@ impl Queue {
         // The last call goes out before the stop is answered.
         self.context.submit_now();
         self.ended.set(true);
+        self.figures.set_size(0);
         while let Some(worker) = self.idle_workers.take() {
             worker.wake();
         }
@@ -261,6 +272,11 @@ impl Queue {
         if self.is_drained() {
             self.drained.take().into_iter().for_each(Waker::wake);
         }
+    }
+
+    fn kicked(self: &Rc<Self>) {
+        self.figures.kicked();
+        self.look();
     }
 
     /// Has the loop look at the ring in this turn and those that follow.
@@ -324,6 +340,7 @@ impl Queue {
         drop(ring);
         self.spare.give(chain);
         if popped > 0 {
+            self.figures.popped(popped);
             self.mark_dirty();
         }
         if let Some(error) = error {
@@ -406,11 +423,13 @@ impl Queue {
         } else if self.ring.borrow_mut().publish() {
             self.call_guest();
         }
+        self.figures.set_in_flight(self.in_flight.get());
         self.channel.batch_published();
     }
 
     fn call_guest(&self) {
         if let Some(call) = &*self.call.borrow() {
+            self.figures.called();
             self.context.signal(call);
         }
     }

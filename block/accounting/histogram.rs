@@ -17,11 +17,13 @@ pub(crate) struct Histogram {
     boundaries: Arc<[u64]>,
     /// One more than boundaries: below the first, from each to the next, from the last on.
     bins: Box<[AtomicU64]>,
+    sum_ns: AtomicU64,
 }
 
 impl Histogram {
     pub(crate) fn new(boundaries: &Arc<[u64]>) -> Self {
-        Self { boundaries: boundaries.clone(), bins: (0..=boundaries.len()).map(|_| AtomicU64::new(0)).collect() }
+        let bins = (0..=boundaries.len()).map(|_| AtomicU64::new(0)).collect();
+        Self { boundaries: boundaries.clone(), bins, sum_ns: AtomicU64::new(0) }
     }
 
     pub(crate) fn record(&self, latency_ns: u64, count: u64) {
@@ -29,11 +31,13 @@ impl Histogram {
         if let Some(bin) = self.bins.get(bin) {
             add(bin, count);
         }
+        add(&self.sum_ns, latency_ns.saturating_mul(count));
     }
 
     pub(crate) fn read(&self) -> LatencyHistogram {
         let bins = self.bins.iter().map(|bin| bin.load(Ordering::Relaxed)).collect();
-        LatencyHistogram { boundaries: self.boundaries.to_vec(), bins }
+        let sum_ns = self.sum_ns.load(Ordering::Relaxed);
+        LatencyHistogram { boundaries: self.boundaries.to_vec(), bins, sum_ns }
     }
 }
 
@@ -44,6 +48,8 @@ pub struct LatencyHistogram {
     pub boundaries: Vec<u64>,
     /// One more than boundaries: how many took less than the first, from each to less than the next, the last or more.
     pub bins: Vec<u64>,
+    /// How long all of them took together, in nanoseconds.
+    pub sum_ns: u64,
 }
 
 impl LatencyHistogram {
@@ -51,6 +57,7 @@ impl LatencyHistogram {
     pub(crate) fn and(mut self, other: &Self) -> Self {
         if self.boundaries == other.boundaries {
             self.bins.iter_mut().zip(&other.bins).for_each(|(sum, more)| *sum += more);
+            self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         }
         self
     }

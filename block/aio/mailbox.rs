@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::AioContext;
+use super::figures::{Counters, LoopFigures};
 use super::task::TaskHeader;
 use crate::iovec::IoVec;
 
@@ -34,6 +35,8 @@ pub(super) struct Mailbox {
     /// Whether the loop sleeps, or is about to, and needs the eventfd.
     sleeping: AtomicBool,
     event: EventFd,
+    /// What the loop counts, where those who reach it find it.
+    figures: Arc<Counters>,
 }
 
 #[derive(Default)]
@@ -49,7 +52,12 @@ impl Mailbox {
             pending: AtomicBool::new(false),
             sleeping: AtomicBool::new(false),
             event: EventFd::new(EFD_NONBLOCK)?,
+            figures: Arc::default(),
         })
+    }
+
+    pub(super) fn figures(&self) -> &Arc<Counters> {
+        &self.figures
     }
 
     pub(super) fn event(&self) -> &EventFd {
@@ -140,6 +148,11 @@ impl AioRemote {
         }
         self.post(move |context| run(context, Answer(sender)));
         receiver.recv().ok()
+    }
+
+    /// What the loop has done so far. Waits for nobody.
+    pub fn figures(&self) -> LoopFigures {
+        self.0.figures.read()
     }
 
     /// Refuses and drops all messages from now on.

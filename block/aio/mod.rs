@@ -5,6 +5,7 @@
 //! An [`AioContext`] never leaves its thread; other threads reach it through its [`AioRemote`].
 
 mod engine;
+mod figures;
 mod iothread;
 mod mailbox;
 mod operation;
@@ -29,6 +30,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 pub use engine::AioEngine;
+pub use figures::LoopFigures;
 pub use iothread::Iothread;
 pub use mailbox::{AioRemote, Answer};
 pub use operation::{Completion, Operation, RingOp};
@@ -37,6 +39,7 @@ pub use signal::{Signal, Watch};
 pub use timer::Sleep;
 
 use engine::Engine;
+use figures::Counters;
 use mailbox::{Mailbox, Message};
 use operation::Operations;
 use poll::AdaptivePolling;
@@ -114,6 +117,7 @@ impl AioContext {
     pub fn new(settings: impl Into<AioSettings>) -> io::Result<Self> {
         let AioSettings { engine, polling } = settings.into();
         let mailbox = Arc::new(Mailbox::new()?);
+        let figures = mailbox.figures().clone();
         let context = Self(Rc::new(Inner {
             engine: Engine::new(engine, &mailbox)?,
             operations: Operations::default(),
@@ -121,7 +125,7 @@ impl AioContext {
             timers: Timers::default(),
             mailbox,
             mail: RefCell::default(),
-            polling: AdaptivePolling::new(polling),
+            polling: AdaptivePolling::new(polling, figures),
             hot: RefCell::default(),
             busy_turns: Cell::new(0),
             turn_end: RefCell::default(),
@@ -357,6 +361,7 @@ impl AioContext {
         }
         let timeout = this.timers.next().map(|at| at.saturating_duration_since(Instant::now()));
         let before = this.polling.before_sleep();
+        Counters::count(&this.mailbox.figures().sleeps);
         this.engine.enter_wait(timeout);
         this.polling.after_sleep(before);
         this.mailbox.woke();

@@ -3,7 +3,10 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use super::figures::Counters;
 
 /// A queue that the loop looks at in each turn while it is hot: from a kick until the loop sleeps, or has looked in vain
 /// for long while others kept it busy.
@@ -71,12 +74,13 @@ pub(super) struct AdaptivePolling {
     /// The CPU was taken away during it.
     stolen: Cell<bool>,
     worth: Worth,
+    figures: Arc<Counters>,
     now: fn() -> Instant,
 }
 
 impl AdaptivePolling {
-    pub(super) fn new(settings: PollSettings) -> Self {
-        Self::with_clock(settings, Instant::now)
+    pub(super) fn new(settings: PollSettings, figures: Arc<Counters>) -> Self {
+        Self { figures, ..Self::with_clock(settings, Instant::now) }
     }
 
     fn with_clock(settings: PollSettings, now: fn() -> Instant) -> Self {
@@ -87,6 +91,7 @@ impl AdaptivePolling {
             seen: Cell::new(None),
             stolen: Cell::new(false),
             worth: Worth::default(),
+            figures: Arc::default(),
             now,
         }
     }
@@ -132,6 +137,8 @@ impl AdaptivePolling {
 
     /// Learns from a spin that has ended.
     fn spun(&self, caught: bool) {
+        let counter = if caught { &self.figures.polls_caught } else { &self.figures.polls_in_vain };
+        Counters::count(counter);
         if caught {
             self.worth.caught();
         } else if self.worth.missed(&self.settings.get()) {

@@ -12,10 +12,10 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::options::{
-    CacheMode, ChardevConfig, ChardevKind, Config, Cpus, Disk, ExportConfig, IothreadConfig, MonitorConfig,
-    ON_ERROR_NAMES, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT, STOP_TIMEOUT_MS_MAX, SandboxArgs,
-    SocketAddress, Step, UsageError, check_queue_size_max, check_serial, check_socket_path, parse_logical_block_size,
-    parse_socket_mode,
+    CacheMode, ChardevConfig, ChardevKind, Config, Cpus, Disk, ExportConfig, IothreadConfig, MetricsAddress,
+    MetricsArgs, MonitorConfig, ON_ERROR_NAMES, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT,
+    STOP_TIMEOUT_MS_MAX, SandboxArgs, SocketAddress, Step, UsageError, check_queue_size_max, check_serial,
+    check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 
 /// The permissions of the socket unless stated: whoever may connect may read and write the disk.
@@ -168,6 +168,9 @@ pub struct ServeArgs {
     monitor: Option<PathBuf>,
 
     #[command(flatten)]
+    metrics: MetricsArgs,
+
+    #[command(flatten)]
     sandbox: SandboxArgs,
 }
 
@@ -220,7 +223,8 @@ impl ServeArgs {
         }
         let format = self.format.unwrap_or_else(|| Disk::format_by_name(&self.disk).to_owned());
         let disk = Disk { path: self.disk, format, read_only: self.read_only, cache: self.cache };
-        let mut config = Config { sandbox: self.sandbox.config(), ..Config::default() };
+        let mut config =
+            Config { sandbox: self.sandbox.config(), metrics: self.metrics.address(), ..Config::default() };
         let iothread = IothreadConfig {
             poll_max_ns: self.poll_max_ns,
             aio_engine: self.aio_engine,
@@ -257,6 +261,17 @@ pub fn announcement(config: &Config) -> String {
         if let Step::Chardev(ChardevConfig { kind: ChardevKind::Listening { address, .. }, .. }) = step {
             text += &format!("commands:\n  blockport ctl {} --help\n\n", quoted(&address.to_string()));
         }
+    }
+    match &config.metrics {
+        // Which port the kernel chooses is in the log.
+        Some(MetricsAddress::Tcp(address)) if address.port() > 0 => {
+            text += &format!("figures:\n  http://{address}/metrics\n\n");
+        }
+        Some(MetricsAddress::Unix(path)) => {
+            let path = quoted(&path.display().to_string());
+            text += &format!("figures:\n  curl --unix-socket {path} http://localhost/metrics\n\n");
+        }
+        _ => {}
     }
     let sockets: Vec<String> = config
         .steps

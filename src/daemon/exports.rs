@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockport_block::{BlockBackend, BlockError, Graph, OpenError, OpenResult, Permissions, RequestKind};
-use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
+use blockport_vhost::{ExportSettings, QueueFigures, SocketAddress, VhostUserBlkExport};
 use nix::unistd::{Gid, Group};
 
 use super::notices::{Notice, Notifier};
 use super::objects::Objects;
+use crate::metrics;
 use crate::options::{self, ExportConfig};
 
 /// Larger logical blocks than this are unusual enough for a warning, in bytes.
@@ -22,6 +23,18 @@ pub struct Export {
     number: u64,
     export: VhostUserBlkExport,
     iothreads: Vec<String>,
+    /// Queue `n` is on the iothread at `n` modulo their number.
+    queue_iothreads: Vec<String>,
+}
+
+/// A queue of an export.
+pub struct ExportQueue<'a> {
+    /// Its number, from 0.
+    pub index: usize,
+    /// The iothread that serves it.
+    pub iothread: &'a str,
+    /// What it has done.
+    pub figures: QueueFigures,
 }
 
 impl Export {
@@ -33,6 +46,13 @@ impl Export {
     /// The drive.
     pub fn backend(&self) -> &Arc<BlockBackend> {
         self.export.backend()
+    }
+
+    /// Its queues, in order, started or not.
+    pub fn queues(&self) -> Vec<ExportQueue<'_>> {
+        let iothreads = self.queue_iothreads.iter().cycle();
+        let figures = self.export.queue_figures().into_iter().enumerate();
+        figures.zip(iothreads).map(|((index, figures), iothread)| ExportQueue { index, iothread, figures }).collect()
     }
 
     /// Whether a front-end is connected.
@@ -76,6 +96,8 @@ pub struct Exports {
     /// Those that have lost their medium and their name, and serve their last front-end.
     revoked: Vec<Export>,
     last_number: u64,
+    /// Whether those made from now on count how long requests take, without being told to.
+    pub has_histograms: bool,
 }
 
 impl Exports {
@@ -97,6 +119,11 @@ impl Exports {
         }
         self.last_number += 1;
         let export = start(self.last_number, config, graph, objects, notifier).map_err(about)?;
+        if self.has_histograms {
+            for kind in RequestKind::ALL {
+                export.backend().set_latency_histogram(kind, Some(metrics::BOUNDARIES))?;
+            }
+        }
         self.list.push(export);
         Ok(())
     }
@@ -214,6 +241,7 @@ fn start(
     }
     let (iothreads, remotes) = objects.remotes(&config.queue_mapping.iothreads)?;
     let remotes = config.queue_mapping.spread(remotes);
+    let queue_iothreads = config.queue_mapping.spread(iothreads.clone());
     let address = socket_address(&config.socket)?;
     let backend = graph.create_backend(&config.id);
     backend.set_block_size(config.logical_block_size);
@@ -238,7 +266,7 @@ fn start(
     }
     let on_end = Box::new(move || notifier.send(Notice::ExportEnded(number)));
     let export = VhostUserBlkExport::start(backend, settings, remotes, &address, on_end).map_err(OpenError::new)?;
-    Ok(Export { number, export, iothreads })
+    Ok(Export { number, export, iothreads, queue_iothreads })
 }
 
 fn log_statistics(id: &str, backend: &Arc<BlockBackend>) {

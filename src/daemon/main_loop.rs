@@ -6,9 +6,11 @@ use blockport_block::{OpenError, OpenResult};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use super::notices::Notice;
 use super::{Daemon, End};
+use crate::metrics;
 use crate::monitor::events::ExportDeleted;
 use crate::monitor::{Source, dispatch};
 
@@ -16,7 +18,7 @@ impl Daemon {
     /// Serves until something ends it; says what.
     pub(super) fn serve(&mut self) -> End {
         loop {
-            let ready = self.wait();
+            let (ready, readers) = self.wait();
             self.heed_notices();
             for source in ready {
                 self.monitors.ready(source, &mut self.chardevs);
@@ -29,22 +31,39 @@ impl Daemon {
                 }
             }
             self.monitors.sweep();
+            self.serve_figures(&readers);
             if let Some(end) = self.end {
                 return end;
             }
         }
     }
 
-    /// Waits until there is something to do. Returns the sources that are ready.
-    fn wait(&self) -> Vec<Source> {
+    /// Waits until there is something to do. Returns the sources that are ready: of monitors and of those who read figures.
+    fn wait(&self) -> (Vec<Source>, Vec<metrics::Source>) {
         let sources = self.monitors.sources(&self.chardevs);
+        let readers = self.metrics.sources();
         let mut fds = vec![PollFd::new(self.notices.as_fd(), PollFlags::POLLIN)];
         fds.extend(sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
-        let timeout = if self.monitors.has_work() { PollTimeout::ZERO } else { PollTimeout::NONE };
+        fds.extend(readers.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
+        let timeout = match self.metrics.timeout() {
+            _ if self.monitors.has_work() => PollTimeout::ZERO,
+            // Rounded up, as what is due in less than the unit is not due yet.
+            Some(time) => PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
         // An interrupted wait is a turn in which nothing was ready.
         let _ = poll(&mut fds, timeout);
-        let ready = fds.iter().skip(1).map(|fd| fd.any().unwrap_or(true));
-        sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source).collect()
+        let mut ready = fds.iter().skip(1).map(|fd| fd.any().unwrap_or(true));
+        let of_monitors = sources.iter().zip(&mut ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source);
+        let of_monitors = of_monitors.collect();
+        let of_readers = readers.iter().zip(ready).filter(|(_, ready)| *ready).map(|((source, ..), _)| *source);
+        (of_monitors, of_readers.collect())
+    }
+
+    fn serve_figures(&mut self, ready: &[metrics::Source]) {
+        let mut metrics = std::mem::take(&mut self.metrics);
+        metrics.serve(ready, || metrics::collect::page(self));
+        self.metrics = metrics;
     }
 
     /// Waits until the first client of a character device has come, or the daemon is told to end.

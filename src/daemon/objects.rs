@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use blockport_block::aio::{AioRemote, AioSettings, Iothread, PollSettings};
+use blockport_block::aio::{AioRemote, AioSettings, Iothread, LoopFigures, PollSettings};
 use blockport_block::{OpenError, OpenResult};
 use nix::unistd::Pid;
 
@@ -26,6 +26,11 @@ impl IothreadObject {
     /// As it is now.
     pub fn config(&self) -> &IothreadConfig {
         &self.config
+    }
+
+    /// What its loop has done.
+    pub fn figures(&self) -> LoopFigures {
+        self.iothread.remote().figures()
     }
 
     /// As the kernel calls its thread.

@@ -12,7 +12,7 @@ use ::landlock::{
 use blockport_block::{OpenError, OpenResult};
 use serde_json::Value;
 
-use crate::options::{ChardevKind, Config, SandboxMode, SocketAddress, Step};
+use crate::options::{ChardevKind, Config, MetricsAddress, SandboxMode, SocketAddress, Step};
 
 /// The newest version of the kernel's interface that is used where it is there (Linux 6.15).
 const WANTED: ABI = ABI::V7;
@@ -41,6 +41,9 @@ impl Paths {
         paths.ours.extend(config.pidfile.as_deref().map(folder));
         let monitor = config.steps.iter().any(|step| matches!(step, Step::Monitor(_)));
         paths.any = monitor && paths.allowed.is_empty() && config.sandbox.mode != SandboxMode::Strict;
+        if let Some(MetricsAddress::Unix(path)) = &config.metrics {
+            paths.ours.push(folder(path));
+        }
         for step in &config.steps {
             match step {
                 Step::Blockdev(options) => paths.add_images(&options.to_json(), false),

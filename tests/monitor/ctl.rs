@@ -178,3 +178,19 @@ fn what_is_no_monitor_is_told() {
     let output = ctl(daemon.path(), &["resize", "e0", "many"]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn queues_tell_what_they_have_done() {
+    let daemon = Monitored::start(crate::backend::Setup::null(1 << 20).export("num-queues=3"));
+    let monitor = daemon.path();
+    assert_eq!(said(monitor, &["queues"]).lines().count(), 1, "none is started");
+    assert_eq!(said(monitor, &["queues", "--all"]).lines().count(), 4);
+    let mut device = daemon.backend.device(&Profile::qemu());
+    device.queue().works();
+    let cells = row(&said(monitor, &["queues", "e0"]), "e0");
+    assert_eq!(cells[..3], ["e0", "0", "t0"]);
+    assert_eq!((cells[4].as_str(), cells[5].as_str()), ("0", "1"), "depth and requests: {cells:?}");
+    let queues: Value = serde_json::from_str(&said(monitor, &["queues", "--json"])).expect("JSON");
+    assert_eq!((&queues[0]["requests"], &queues[0]["polled-batches"]), (&1.into(), &0.into()), "{queues}");
+    assert!(complaint(monitor, &["queues", "no"]).contains("no"));
+}

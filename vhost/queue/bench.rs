@@ -37,6 +37,8 @@ pub fn start_for_bench(
         kick: Some(kick),
         notifiers: Notifiers::default(),
         enabled: true,
+        size: 0,
+        figures: Arc::default(),
     };
     let channel = backend.channel(context).unwrap_or_else(|error| panic!("{error}"));
     Queue::start(setup, context, channel)

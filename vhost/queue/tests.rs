@@ -70,6 +70,8 @@ impl Fixture {
             kick: has_kick.then(|| Arc::new(kick.file().into())),
             notifiers: Notifiers { call: notifier(&call), error: notifier(&error) },
             enabled: is_enabled,
+            size: 8,
+            figures: Arc::default(),
         };
         let queue = Queue::start(setup, &context, channel);
         let weak: std::rc::Weak<Queue> = Rc::downgrade(&queue);

@@ -102,6 +102,8 @@ impl Session {
             kick: vring.kick.clone(),
             notifiers: Notifiers { call: vring.call.clone(), error: vring.error.clone() },
             enabled: vring.enabled,
+            size: vring.size,
+            figures: self.export.figures.get(index).cloned().unwrap_or_default(),
         };
         let (number, backend) = (self.export.queue_number(index), self.export.backend.clone());
         let started =

@@ -66,6 +66,14 @@ pub enum DeviceVerb {
         #[arg(long, value_name = "GROUP")]
         group: Option<String>,
     },
+    /// Show what queues have done so far, and how deep they are
+    Queues {
+        /// The export; all of them if it is left out
+        id: Option<String>,
+        /// Those that no front-end has started as well
+        #[arg(long)]
+        all: bool,
+    },
     /// Show what has been done so far
     Stats {
         /// The export; all of them if it is left out
@@ -127,10 +135,25 @@ impl DeviceVerb {
                 }
                 ("block_set_io_throttle", arguments)
             }
+            Self::Queues { id, all } => return queues(client, id, all),
             Self::Stats { id } => return stats(client, id.as_deref()),
         };
         client.execute(command, arguments).map(Output::done)
     }
+}
+
+fn queues(client: &mut Client, id: Option<String>, all: bool) -> Result<Output, Failure> {
+    let arguments = id.map_or(json!({}), |id| json!({"id": id}));
+    let list = client.execute("x-blockport-query-queues", arguments)?;
+    let is_used = |queue: &&Value| all || queue["size"] != 0 || queue["requests"] != 0;
+    let chosen: Vec<Value> = entries(&list).filter(is_used).cloned().collect();
+    let row = |queue: &Value| {
+        ["device", "queue", "iothread", "size", "in-flight", "requests", "batches", "polled-batches", "kicks", "calls"]
+            .map(|key| text_at(queue, &format!("/{key}")))
+    };
+    let rows: Vec<_> = chosen.iter().map(row).collect();
+    let headings = ["EXPORT", "QUEUE", "IOTHREAD", "SIZE", "DEPTH", "REQUESTS", "BATCHES", "POLLED", "KICKS", "CALLS"];
+    Ok(Output { text: table(headings, &rows), json: chosen.into() })
 }
 
 fn stats(client: &mut Client, id: Option<&str>) -> Result<Output, Failure> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockport_block::aio::AioEngine;
+use blockport_block::aio::{AioEngine, LoopFigures};
 use blockport_block::options::Options;
 use blockport_block::throttle::ThrottleGroup;
 use serde_json::{Value, json};
@@ -81,6 +81,12 @@ answer! {
         "aio-max-batch" => aio_max_batch: u64,
         /// What was asked for: auto, io_uring or threads.
         "x-blockport-aio-engine" => aio_engine: String,
+        /// Spins before a sleep that ended because something came.
+        "x-blockport-polls-caught" => polls_caught: u64,
+        /// Spins that ended with nothing.
+        "x-blockport-polls-in-vain" => polls_in_vain: u64,
+        /// How often it waited in the kernel.
+        "x-blockport-sleeps" => sleeps: u64,
     }
 }
 
@@ -88,7 +94,19 @@ fn query_iothreads(daemon: &mut Daemon, _: NoArguments) -> CommandResult<Vec<Iot
     let info = |object: &IothreadObject| {
         let IothreadConfig { id, poll_max_ns, poll_grow, poll_shrink, aio_engine, .. } = object.config().clone();
         let (thread_id, aio_engine) = (object.thread_id(), engine_name(aio_engine).to_owned());
-        IothreadInfo { id, thread_id, poll_max_ns, poll_grow, poll_shrink, aio_max_batch: 0, aio_engine }
+        let LoopFigures { polls_caught, polls_in_vain, sleeps } = object.figures();
+        IothreadInfo {
+            id,
+            thread_id,
+            poll_max_ns,
+            poll_grow,
+            poll_shrink,
+            aio_max_batch: 0,
+            aio_engine,
+            polls_caught,
+            polls_in_vain,
+            sleeps,
+        }
     };
     Ok(daemon.objects.iothreads().map(info).collect())
 }

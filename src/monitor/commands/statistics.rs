@@ -7,11 +7,12 @@ use blockport_block::{BlockBackend, LatencyHistogram, Node, RequestKind, Statist
 use super::super::dispatch::{Command, CommandResult, command, query};
 use super::super::schema::{Done, answer, arguments};
 use super::media;
-use crate::daemon::{Daemon, Export};
+use crate::daemon::{Daemon, Export, ExportQueue};
 
 /// This theme's table.
 pub const COMMANDS: &[&dyn Command] = &[
     &query("query-blockstats", query_blockstats),
+    &query("x-blockport-query-queues", query_queues),
     &command("block-latency-histogram-set", block_latency_histogram_set),
 ];
 
@@ -121,7 +122,7 @@ fn query_blockstats(daemon: &mut Daemon, arguments: QueryBlockStats) -> CommandR
 /// The counts, and of a device what else there is to tell.
 fn stats(counts: &Statistics, device: Option<&Arc<BlockBackend>>) -> BlockDeviceStats {
     let histogram = |kind| {
-        let LatencyHistogram { boundaries, bins } = device?.latency_histogram(kind)?;
+        let LatencyHistogram { boundaries, bins, .. } = device?.latency_histogram(kind)?;
         Some(BlockLatencyHistogramInfo { boundaries, bins })
     };
     let writes = histogram(RequestKind::Write).map(|mut writes| {
@@ -172,6 +173,57 @@ fn stats(counts: &Statistics, device: Option<&Arc<BlockBackend>>) -> BlockDevice
         flush_latency_histogram: histogram(RequestKind::Flush),
         in_flight: device.map_or(0, |device| device.in_flight()),
     }
+}
+
+arguments! {
+    /// Whose queues are told.
+    QueryQueues {
+        /// Left out, those of all exports.
+        "id" => id: Option<String>,
+    }
+}
+
+answer! {
+    /// A queue of an export. Counts are over all its starts.
+    QueueInfo {
+        "device" => device: String,
+        "queue" => queue: u64,
+        "iothread" => iothread: String,
+        /// The entries of its ring; 0 while it is not started.
+        "size" => size: u64,
+        /// Requests taken and not yet returned.
+        "in-flight" => in_flight: u64,
+        "requests" => requests: u64,
+        /// Looks at the ring that found requests.
+        "batches" => batches: u64,
+        /// Of these, those without a kick.
+        "polled-batches" => polled_batches: u64,
+        "kicks" => kicks: u64,
+        "calls" => calls: u64,
+    }
+}
+
+fn query_queues(daemon: &mut Daemon, arguments: QueryQueues) -> CommandResult<Vec<QueueInfo>> {
+    if let Some(id) = &arguments.id {
+        media::find(daemon, id)?;
+    }
+    let asked = |export: &&Export| arguments.id.as_ref().is_none_or(|id| export.id() == id);
+    let of = |export: &Export| {
+        let info = |ExportQueue { index, iothread, figures }: ExportQueue<'_>| QueueInfo {
+            device: export.id().to_owned(),
+            queue: index as u64,
+            iothread: iothread.to_owned(),
+            size: figures.size.into(),
+            in_flight: figures.in_flight,
+            requests: figures.requests,
+            batches: figures.batches,
+            polled_batches: figures.polled_batches(),
+            kicks: figures.kicks,
+            calls: figures.calls,
+        };
+        export.queues().into_iter().map(info).collect::<Vec<_>>()
+    };
+    Ok(daemon.exports.iter().filter(asked).flat_map(of).collect())
 }
 
 arguments! {
