@@ -158,6 +158,23 @@ fn a_descriptor_may_be_watched_twice() {
 }
 
 #[test]
+fn a_watch_that_ends_as_it_fires_lets_go_of_the_descriptor() {
+    on_both(|context| {
+        let (event, fd, count, handler) = counted();
+        let watch = context.watch(fd.clone(), handler);
+        let_arrive(&context);
+        event.write(1).expect("room in the counter");
+        drop(watch);
+        for _ in 0..3 {
+            let_arrive(&context);
+            event.write(1).expect("room in the counter");
+        }
+        assert_eq!(count.get(), 0, "told after its end");
+        assert_eq!(Arc::strong_count(&fd), 1, "it is still watched");
+    });
+}
+
+#[test]
 fn a_handler_may_end_its_own_watch_and_others() {
     on_both(|context| {
         let watches: Rc<RefCell<Vec<Watch>>> = Rc::default();

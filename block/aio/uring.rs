@@ -28,7 +28,7 @@ const COMPLETION_ENTRIES: u32 = 8192;
 const KIND_OPERATION: u64 = 0;
 const KIND_WATCH: u64 = 1;
 const KIND_MAILBOX: u64 = 2;
-const KIND_IGNORE: u64 = 3;
+const KIND_UNWATCH: u64 = 3;
 const KIND_SIGNAL: u64 = 4;
 const KIND_SHIFT: u32 = 60;
 
@@ -134,6 +134,7 @@ impl Uring {
                 KIND_OPERATION => operations.done(slot, result),
                 KIND_WATCH => self.watch_fired(slot, result, cqueue::more(flags)),
                 KIND_SIGNAL => self.signal_done(slot, result),
+                KIND_UNWATCH => self.unwatch_done(slot, result),
                 KIND_MAILBOX if !cqueue::more(flags) => self.arm_mailbox(),
                 _ => {}
             }
@@ -179,8 +180,21 @@ impl Uring {
             ended
         };
         if !ended {
-            let entry = opcode::PollRemove::new(user_data(KIND_WATCH, slot)).build();
-            self.push(entry.user_data(user_data(KIND_IGNORE, 0)));
+            self.disarm(slot);
+        }
+    }
+
+    fn disarm(&self, slot: usize) {
+        let entry = opcode::PollRemove::new(user_data(KIND_WATCH, slot)).build();
+        self.push(entry.user_data(user_data(KIND_UNWATCH, slot)));
+    }
+
+    /// A poll that fired in that moment is not removed but armed again, so that it has to be removed again. After all
+    /// other results its last completion has come, or is on its way.
+    fn unwatch_done(&self, slot: usize, result: i32) {
+        let is_dropped = self.watches.borrow().get(slot).is_some_and(|watch| watch.handler.is_none());
+        if result == -libc::EALREADY && is_dropped {
+            self.disarm(slot);
         }
     }
 
