@@ -50,6 +50,9 @@ fn later<T>() -> OpenResult<T> {
 }
 
 impl Qcow2 {
+    /// Has all bitmaps say that everything was written.
+    pub(super) fn mark_all_in_bitmaps(&self) {}
+
     pub(super) fn bitmaps(&self) -> OpenResult<Vec<BitmapInfo>> {
         later()
     }

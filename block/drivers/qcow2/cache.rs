@@ -175,6 +175,11 @@ impl Cache {
         }
     }
 
+    /// Forgets all pieces; none is dirty.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.capacity);
+    }
+
     /// Everything that is dirty, which counts as clean from now on. It stays in memory until [`Cache::end_write_back`].
     pub(super) fn take_dirty(&mut self) -> Vec<Dirty> {
         self.dirty = 0;

@@ -49,8 +49,8 @@ pub struct CheckReport {
 #[derive(Default)]
 pub(super) struct Counts(NumberMap<Box<[u64; PAGE]>>);
 
-/// Counters of a page.
-const PAGE: usize = 512;
+/// Counters of a page: few, as a hostile image names clusters far apart.
+const PAGE: usize = 16;
 
 impl Counts {
     fn add(&mut self, cluster: u64, times: u64) {
@@ -152,9 +152,9 @@ impl Channel {
         };
         add_tables(&l1);
         for snapshot in &snapshots {
-            let bytes = u64::from(snapshot.l1_entries) * 8;
-            counts.add_region(Region { offset: snapshot.l1_offset, bytes }, bits);
-            add_tables(&self.read_words(snapshot.l1_offset, bytes).await.map_err(unreadable)?);
+            let l1 = snapshot.l1();
+            counts.add_region(l1, bits);
+            add_tables(&self.read_words(l1.offset, l1.bytes).await.map_err(unreadable)?);
         }
         let size = self.image.size.load(std::sync::atomic::Ordering::Relaxed);
         let report = CheckReport { total_clusters: size.div_ceil(cluster), ..CheckReport::default() };

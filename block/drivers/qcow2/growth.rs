@@ -139,22 +139,9 @@ impl Channel {
         self.file.flush().await?;
 
         // Entries of the old table change only under this task's claim, so `new` is up to date.
-        let (sector, old_offset) = {
-            let mut state = self.image.lock();
-            state.header_sector.set_refcount_table(offset, table as u32);
-            (state.header_sector.bytes().to_vec(), state.header.refcount_table_offset)
-        };
-        let written = match self.write_bytes(0, &sector).await {
-            Ok(()) => self.file.flush().await,
-            error => error,
-        };
+        self.change_header(|sector| sector.set_refcount_table(offset, table as u32)).await?;
         let mut state = self.image.lock();
-        if let Err(error) = written {
-            // Either of the two tables may be in force now, and both are right. Ours stays the old one.
-            let clusters = state.header.refcount_table_clusters;
-            state.header_sector.set_refcount_table(old_offset, clusters);
-            return Err(error);
-        }
+        let old_offset = state.header.refcount_table_offset;
         let old_clusters = u64::from(std::mem::replace(&mut state.header.refcount_table_clusters, table as u32));
         state.header.refcount_table_offset = offset;
         state.refcount_table = new;

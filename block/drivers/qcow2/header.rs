@@ -13,7 +13,7 @@ pub(super) const HEADER_SECTOR: usize = 512;
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
-const SNAPSHOTS_MAX: u32 = 65_536;
+pub(super) const SNAPSHOTS_MAX: u32 = 65_536;
 const BITMAPS_MAX: u32 = 65_535;
 const NAME_BYTES_MAX: u32 = 1_023;
 /// Host offsets have 56 bits.
@@ -374,6 +374,11 @@ impl HeaderSector {
     pub(super) fn set_refcount_table(&mut self, offset: u64, clusters: u32) {
         self.put(48, &offset.to_be_bytes());
         self.put(56, &clusters.to_be_bytes());
+    }
+
+    pub(super) fn set_snapshots(&mut self, count: u32, offset: u64) {
+        self.put(60, &count.to_be_bytes());
+        self.put(64, &offset.to_be_bytes());
     }
 
     /// Version 3 only.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::allocation::InFlightAllocations;
 use super::cache::{Cache, NumberSet};
 use super::channel::Channel;
-use super::directories::{Region, Snapshot};
+use super::directories::Region;
 use super::geometry::Geometry;
 use super::header::{self, Header, HeaderSector, incompatible};
 use super::state::State;
@@ -141,9 +141,7 @@ impl Channel {
         ];
         let (snapshots, table) = self.read_snapshots(header).await?;
         regions.push(("the snapshot table", table));
-        let l1_of =
-            |snapshot: &Snapshot| Region { offset: snapshot.l1_offset, bytes: u64::from(snapshot.l1_entries) * 8 };
-        regions.extend(snapshots.iter().map(|snapshot| ("a snapshot's L1 table", l1_of(snapshot))));
+        regions.extend(snapshots.iter().map(|snapshot| ("a snapshot's L1 table", snapshot.l1())));
         if let Some(bitmaps) = header.bitmaps.filter(|_| header.has_valid_bitmaps()) {
             let found = self.read_bitmap_regions(bitmaps, cluster).await?;
             regions.extend(found.into_iter().map(|region| ("a table of bitmaps", region)));

@@ -33,6 +33,7 @@ mod refcounts;
 mod reference;
 mod repair;
 mod resize;
+mod snapshot_table;
 mod snapshots;
 mod state;
 mod tables;
@@ -183,6 +184,38 @@ impl Qcow2 {
             })?;
         }
         Ok(())
+    }
+
+    /// Does work on the image as it is on disk, and has everything read anew afterwards.
+    fn offline<T, F>(&self, work: impl FnOnce(Rc<Channel>) -> F + Send) -> OpenResult<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = OpenResult<T>> + 'static,
+    {
+        self.write_back()?;
+        let caches = self.caches;
+        self.blocking(move |channel| {
+            let working = work(channel.clone());
+            async move {
+                let result = working.await;
+                if channel.image.is_broken() {
+                    return result.and_then(|_| Err(OpenError::new("the image cannot be used any more")));
+                }
+                let written =
+                    channel.flush().await.map_err(|e| OpenError(format!("the metadata cannot be written: {e}")));
+                let extended = {
+                    let state = channel.image.lock();
+                    state.extended.then_some(state.zero_from)
+                };
+                let value = result.and_then(|value| written.map(|()| value));
+                channel.load(caches).await?;
+                if let Some(zero_from) = extended {
+                    let mut state = channel.image.lock();
+                    (state.zero_from, state.extended) = (zero_from, true);
+                }
+                value
+            }
+        })
     }
 
     fn check_writable(&self) -> OpenResult {

@@ -5,6 +5,9 @@ use super::header::HOST_OFFSET_END;
 use super::state::{Attempt, Need, Span, State, Stop};
 use crate::error::BlockError;
 
+/// A refcount is as large as it can be.
+pub(super) const OVERFLOW: BlockError = BlockError::Host(libc::EOVERFLOW);
+
 /// Clusters that were taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Taken {
@@ -61,6 +64,21 @@ impl State {
             self.metadata.remove(&cluster);
         }
         Ok(())
+    }
+
+    /// One use more of a cluster that is in use. The count is what it was where this fails.
+    pub(super) fn increase(&mut self, cluster: u64) -> Attempt<()> {
+        let Some((slot, index)) = self.unit(cluster)? else {
+            return Err(Stop::Corrupt("a cluster without a refcount was in use"));
+        };
+        match self.geometry.refcount(self.refcounts.words(slot), index) {
+            0 => Err(Stop::Corrupt("a cluster whose refcount is 0 was in use")),
+            most if most == self.geometry.refcount_max() => Err(Stop::Fail(OVERFLOW)),
+            count => {
+                self.set_refcount(slot, index, count + 1);
+                Ok(())
+            }
+        }
     }
 
     /// Takes up to `count` free clusters in one piece, at least 1, whose count is 1 then.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::channel::Channel;
 use super::clear::Clear;
-use super::header::L1_BYTES_MAX;
+use super::header::{HeaderSector, L1_BYTES_MAX};
 use super::state::{Span, State};
 use super::tables::add_region;
 use crate::driver::WriteFlags;
@@ -79,12 +79,7 @@ impl Channel {
 
     /// Has the header say the new size.
     async fn write_size(&self, bytes: u64) -> BlockResult {
-        let before = self.image.lock().header_sector.clone();
-        self.image.lock().header_sector.set_size(bytes);
-        if let Err(error) = self.write_header().await {
-            self.image.lock().header_sector = before;
-            return Err(error);
-        }
+        self.change_header(|sector| sector.set_size(bytes)).await?;
         self.image.lock().header.size = bytes;
         self.image.size.store(bytes, Ordering::Relaxed);
         Ok(())
@@ -95,6 +90,28 @@ impl Channel {
         let sector = self.image.lock().header_sector.bytes().to_vec();
         self.write_bytes(0, &sector).await?;
         self.file.flush().await
+    }
+
+    /// Has the header say something else, stable. Where that fails it says what it said before, for sure: it is written
+    /// again, as the failed write may have reached the disk. If not even that is possible, the image is not used any more,
+    /// since whatever the header names from now on might be wrong.
+    pub(super) async fn change_header(&self, edit: impl FnOnce(&mut HeaderSector)) -> BlockResult {
+        let before = {
+            let mut state = self.image.lock();
+            let before = state.header_sector.clone();
+            edit(&mut state.header_sector);
+            before
+        };
+        let Err(error) = self.write_header().await else { return Ok(()) };
+        self.image.lock().header_sector = before;
+        if let Err(again) = self.write_header().await {
+            self.image.broken.store(true, Ordering::Relaxed);
+            let name = &self.image.name;
+            tracing::error!(
+                "node \"{name}\": the header cannot be written ({error}, then {again}); it is not used any more"
+            );
+        }
+        Err(error)
     }
 
     /// Moves the L1 table to where it has room for `entries`.
@@ -108,7 +125,7 @@ impl Channel {
             Ok(()) => self.write_l1(offset, entries).await,
             error => error,
         };
-        if moved.is_err() {
+        if moved.is_err() && !self.image.is_broken() {
             self.give_back(span).await;
         }
         moved
@@ -124,13 +141,8 @@ impl Channel {
         self.extend_file(offset + bytes.len() as u64).await;
         self.write_bytes(offset, &bytes).await?;
         self.file.flush().await?;
-        let before = self.image.lock().header_sector.clone();
         // At most 2^22 entries.
-        self.image.lock().header_sector.set_l1(entries as u32, offset);
-        if let Err(error) = self.write_header().await {
-            self.image.lock().header_sector = before;
-            return Err(error);
-        }
+        self.change_header(|sector| sector.set_l1(entries as u32, offset)).await?;
         let mut state = self.image.lock();
         state.header.l1_entries = entries as u32;
         state.header.l1_offset = offset;
@@ -145,7 +157,7 @@ impl Channel {
     }
 
     /// Takes `count` clusters in one piece.
-    async fn take_run(&self, count: u64) -> BlockResult<Span> {
+    pub(super) async fn take_run(&self, count: u64) -> BlockResult<Span> {
         let mut short = Vec::new();
         let mut run: Option<Span> = None;
         let result = loop {

@@ -11,7 +11,7 @@ use std::task::Waker;
 use super::allocation::InFlightAllocations;
 use super::cache::{Cache, NumberSet};
 use super::data::PayloadCipher;
-use super::geometry::{Corrupt, Entry, Geometry};
+use super::geometry::{COPIED, Corrupt, Entry, Geometry};
 use super::header::{Header, HeaderSector};
 use crate::driver::InFlight;
 use crate::error::BlockError;
@@ -238,6 +238,16 @@ impl State {
             return Err(Stop::Corrupt("an L2 table lies on the header"));
         }
         Ok(table)
+    }
+
+    /// Marks an L1 entry as copied, or not.
+    pub(super) fn set_l1_mark(&mut self, at: usize, copied: bool) {
+        let Some(entry) = self.l1.get_mut(at) else { return };
+        let marked = if copied { *entry | COPIED } else { *entry & !COPIED };
+        if *entry != marked {
+            *entry = marked;
+            self.l1_dirty.insert(at / super::tables::SECTOR_WORDS);
+        }
     }
 
     /// The entry of the cluster at `offset`, in its slice's slot.

@@ -6,6 +6,7 @@ mod differential;
 mod foreign;
 mod hostile;
 mod images;
+mod snapshots;
 #[path = "../../testing/mod.rs"]
 mod testing;
 
