@@ -29,7 +29,7 @@ struct Allocation {
 }
 
 impl InFlightAllocations {
-    fn add(&mut self, start: u64, end: u64) -> u64 {
+    pub(super) fn add(&mut self, start: u64, end: u64) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.list.push(Allocation { id, start, end, waiting: Vec::new() });

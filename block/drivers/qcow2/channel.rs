@@ -237,8 +237,17 @@ impl Started {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Waits for all; the first error is the answer.
     pub(super) async fn finish(mut self) -> BlockResult {
+        self.settle().await
+    }
+
+    /// The same, and goes on with none.
+    pub(super) async fn settle(&mut self) -> BlockResult {
         let mut result = Ok(());
         poll_fn(|cx| {
             self.0.retain_mut(|future| match Pin::new(future).poll(cx) {

@@ -1,6 +1,8 @@
 //! Clear: zeroing and discarding, by what the tables say rather than by writing. It owns which clusters may lose their
 //! place and what they read as afterwards.
 
+use std::rc::Rc;
+
 use super::channel::Channel;
 use super::geometry::Cluster;
 use super::state::{Attempt, State, Stop};
@@ -128,7 +130,7 @@ impl Channel {
     }
 
     /// Makes a range read as zeroes.
-    pub(super) async fn write_zeroes(&self, offset: u64, bytes: u64, flags: WriteFlags) -> BlockResult {
+    pub(super) async fn write_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, flags: WriteFlags) -> BlockResult {
         if self.image.geometry.raw_data {
             // The external data file has to read as zeroes by itself.
             return Err(BlockError::NotSupported);
@@ -147,7 +149,7 @@ impl Channel {
     }
 
     /// Discards the whole clusters of a range.
-    pub(super) async fn discard(&self, offset: u64, bytes: u64) -> BlockResult {
+    pub(super) async fn discard(self: &Rc<Self>, offset: u64, bytes: u64) -> BlockResult {
         if self.image.geometry.raw_data {
             return self.data.pdiscard(offset, bytes).await;
         }
@@ -160,7 +162,7 @@ impl Channel {
     }
 
     /// Clears whole subclusters.
-    pub(super) async fn clear_range(&self, offset: u64, end: u64, how: Clear) -> BlockResult {
+    pub(super) async fn clear_range(self: &Rc<Self>, offset: u64, end: u64, how: Clear) -> BlockResult {
         let backing = self.backing_length();
         let mut at = offset;
         while at < end {
@@ -181,7 +183,7 @@ impl Channel {
     }
 
     /// Writes zeroes, but where there are some already.
-    async fn write_zeroes_as_data(&self, offset: u64, end: u64) -> BlockResult {
+    async fn write_zeroes_as_data(self: &Rc<Self>, offset: u64, end: u64) -> BlockResult {
         if offset >= end {
             return Ok(());
         }

@@ -286,7 +286,23 @@ impl Geometry {
         Ok(Cluster::Compressed { offset, bytes: sectors * 512 - offset % 512 })
     }
 
-    /// The entry that says so. Only of standard clusters: nothing here writes compressed ones.
+    /// How many bits of a compressed cluster's entry say where it lies.
+    fn compressed_bits(&self) -> u32 {
+        62 - (self.cluster_bits - 8)
+    }
+
+    /// Before which offset compressed clusters lie.
+    pub(super) fn compressed_end(&self) -> u64 {
+        HOST_OFFSET_END.min(1 << self.compressed_bits())
+    }
+
+    /// The entry of a compressed cluster of `bytes` bytes, less than a cluster's, from `host` on.
+    pub(super) fn encode_compressed(&self, host: u64, bytes: u64) -> Entry {
+        let more_sectors = ((host + bytes - 1) >> 9) - (host >> 9);
+        Entry { word: COMPRESSED | more_sectors << self.compressed_bits() | host, bitmap: 0 }
+    }
+
+    /// The entry that says so, of a standard cluster.
     pub(super) fn encode(&self, host: Option<u64>, copied: bool, allocated: u32, zero: u32) -> Entry {
         let word = host.unwrap_or(0) | if copied { COPIED } else { 0 };
         match self.extended {

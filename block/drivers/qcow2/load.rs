@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 use super::allocation::InFlightAllocations;
 use super::cache::{Cache, NumberSet};
 use super::channel::Channel;
+use super::compress::Tail;
+use super::decompress::Inflated;
 use super::directories::Region;
 use super::geometry::Geometry;
 use super::header::{self, Header, HeaderSector, incompatible};
@@ -58,6 +60,8 @@ impl State {
             zero_from: u64::MAX,
             file_end: u64::MAX,
             extended: false,
+            tail: Tail::default(),
+            inflated: Inflated::default(),
             unlinked: Vec::new(),
             retired: Vec::new(),
             epoch: 0,

@@ -14,6 +14,7 @@ mod cache;
 mod channel;
 mod check;
 mod clear;
+mod compress;
 mod create;
 mod data;
 mod decompress;
@@ -309,6 +310,7 @@ impl BlockDriver for Qcow2 {
             can_unmap_zeroes: self.image.writable && !geometry.raw_data,
             optimal_transfer: file.optimal_transfer,
             physical_block_size: file.physical_block_size,
+            can_compress: self.image.writable && !geometry.data_file && self.image.cipher.is_none(),
             cluster_size: geometry.cluster_size() as u32,
             ..BlockLimits::default()
         }

@@ -4,11 +4,16 @@
 use std::rc::Rc;
 
 use super::channel::{CORRUPT, Channel, Started};
+use super::decompress::copy_out;
 use super::mapping::{Kind, Run};
+use super::state::State;
 use crate::aio::AioContext;
 use crate::driver::{BlockFuture, BlockStatus};
 use crate::error::{BlockError, BlockResult};
 use crate::iovec::{self, IoVec};
+
+/// How many compressed clusters one request reads at once.
+const AT_ONCE: usize = 32;
 
 impl Channel {
     /// Starts a read. Boxed only where it takes more than one step.
@@ -19,7 +24,16 @@ impl Channel {
         let bytes = iovec::total_len(iov);
         let found = {
             let mut state = self.image.lock();
-            match state.run(offset, bytes) {
+            let run = state.run(offset, bytes);
+            if let Ok(Run { kind: Kind::Compressed { offset, bytes: packed, skip }, bytes: run }) = run
+                && run == bytes
+                && let Some(content) = state.inflated.find(offset, packed)
+            {
+                drop(state);
+                copy_out(&content, skip, iov);
+                return BlockFuture::ready(Ok(()));
+            }
+            match run {
                 Ok(Run { kind: Kind::Data { host, .. }, bytes: run }) if run == bytes => {
                     Some((host, state.pin(&self.pins)))
                 }
@@ -34,27 +48,37 @@ impl Channel {
     }
 
     /// Reads `iov`'s length in bytes from `offset`, wherever they are.
-    pub(super) async fn read(&self, offset: u64, iov: &[IoVec]) -> BlockResult {
+    pub(super) async fn read(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> BlockResult {
         let mut started = Started::default();
         let result = self.read_runs(offset, iov, &mut started).await;
         // What was started is brought to its end, whatever happened to the rest.
         started.finish().await.and(result)
     }
 
-    async fn read_runs(&self, offset: u64, iov: &[IoVec], started: &mut Started) -> BlockResult {
+    async fn read_runs(self: &Rc<Self>, offset: u64, iov: &[IoVec], started: &mut Started) -> BlockResult {
         let end = offset + iovec::total_len(iov);
         let mut at = offset;
         while at < end {
-            let planned = self.attempt(|state| state.run(at, end - at).map(|run| (run, state.pin(&self.pins)))).await;
-            let (run, pin) = planned?;
+            let plan = |state: &mut State| {
+                let run = state.run(at, end - at)?;
+                Ok((run, state.pin(&self.pins), state.inflated.changes))
+            };
+            let (run, pin, changes) = self.attempt(plan).await?;
             let part = iovec::slice(iov, at - offset, run.bytes);
             match run.kind {
                 Kind::Zero => iovec::fill(&part, 0),
                 Kind::Data { host, .. } => started.push(self.read_data(host, &part, pin))?,
                 Kind::Unallocated => self.read_backing(at, run.bytes, &part, started)?,
                 Kind::Compressed { offset, bytes, skip } => {
-                    self.read_compressed(offset, bytes, skip, &part).await?;
-                    drop(pin);
+                    let this = self.clone();
+                    started.push(BlockFuture::boxed(async move {
+                        let result = this.read_compressed((offset, bytes), skip, &part, changes).await;
+                        drop(pin);
+                        result
+                    }))?;
+                    if started.len() >= AT_ONCE {
+                        started.settle().await?;
+                    }
                 }
             }
             at += run.bytes;

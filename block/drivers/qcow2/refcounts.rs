@@ -62,6 +62,7 @@ impl State {
         if new == 0 {
             self.free_hint = self.free_hint.min(cluster);
             self.metadata.remove(&cluster);
+            self.tail.leave(cluster, self.geometry.cluster_bits);
         }
         Ok(())
     }
@@ -137,6 +138,7 @@ impl State {
     pub(super) fn unlink_compressed(&mut self, offset: u64, bytes: u64) {
         let bits = self.geometry.cluster_bits;
         let (first, last) = (offset >> bits, (offset + bytes - 1) >> bits);
+        self.inflated.forget(offset);
         self.unlink_span(Span { first, count: last - first + 1 });
     }
 }

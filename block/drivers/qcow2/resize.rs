@@ -1,12 +1,13 @@
 //! Resize: growing and shrinking the disk, drained. It owns the order: what must be there when the header says the new
 //! size is stable before, and what is no longer needed goes afterwards.
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::channel::Channel;
 use super::clear::Clear;
 use super::header::{HeaderSector, L1_BYTES_MAX};
-use super::state::{Span, State};
+use super::state::{Span, State, Task};
 use super::tables::add_region;
 use crate::driver::WriteFlags;
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
@@ -20,7 +21,7 @@ impl Channel {
     ///
     /// # Errors
     /// The format cannot hold it, or I/O failed; the size is what it was.
-    pub(super) async fn resize(&self, bytes: u64) -> OpenResult {
+    pub(super) async fn resize(self: &Rc<Self>, bytes: u64) -> OpenResult {
         let old = self.image.size.load(Ordering::Relaxed);
         let (snapshots, l1_bytes) = {
             let state = self.image.lock();
@@ -46,7 +47,7 @@ impl Channel {
         done.map_err(|e| OpenError(format!("it cannot be resized to {bytes} bytes: {e}")))
     }
 
-    async fn grow(&self, old: u64, new: u64) -> BlockResult {
+    async fn grow(self: &Rc<Self>, old: u64, new: u64) -> BlockResult {
         let entries = self.image.lock().header.l1_entries_for(new);
         if entries > self.image.lock().l1.len() as u64 {
             self.grow_l1(entries).await?;
@@ -61,7 +62,7 @@ impl Channel {
         self.write_size(new).await
     }
 
-    async fn shrink(&self, old: u64, new: u64) -> BlockResult {
+    async fn shrink(self: &Rc<Self>, old: u64, new: u64) -> BlockResult {
         let geometry = self.image.geometry;
         let size = geometry.cluster_size();
         let (first, end) = (new.next_multiple_of(size), old.next_multiple_of(size));
@@ -96,6 +97,11 @@ impl Channel {
     /// again, as the failed write may have reached the disk. If not even that is possible, the image is not used any more,
     /// since whatever the header names from now on might be wrong.
     pub(super) async fn change_header(&self, edit: impl FnOnce(&mut HeaderSector)) -> BlockResult {
+        let _claim = loop {
+            if let Some(claim) = self.claim(Task::Header).await {
+                break claim;
+            }
+        };
         let before = {
             let mut state = self.image.lock();
             let before = state.header_sector.clone();

@@ -10,7 +10,9 @@ use std::task::Waker;
 
 use super::allocation::InFlightAllocations;
 use super::cache::{Cache, NumberSet};
+use super::compress::Tail;
 use super::data::PayloadCipher;
+use super::decompress::Inflated;
 use super::geometry::{COPIED, Corrupt, Entry, Geometry};
 use super::header::{Header, HeaderSector};
 use crate::driver::InFlight;
@@ -59,6 +61,12 @@ pub(super) enum Task {
     RefcountTable,
     /// Making the file longer.
     Extend,
+    /// Decompressing what begins there.
+    Inflate(u64),
+    /// Packing compressed clusters and writing them.
+    Pack,
+    /// Changing the header.
+    Header,
     WriteBack,
     Reap,
 }
@@ -116,6 +124,9 @@ pub(super) struct State {
     pub file_end: u64,
     /// It was made longer ahead of its use.
     pub extended: bool,
+    /// Where the next compressed cluster goes.
+    pub tail: Tail,
+    pub inflated: Inflated,
     /// Clusters that nothing refers to any more, in memory. On disk something may, until the next write-back.
     pub unlinked: Vec<Span>,
     /// Clusters that nothing on disk refers to any more. Requests that began before may still use them.

@@ -17,6 +17,13 @@ impl Channel {
         if self.image.is_broken() {
             return BlockFuture::ready(Err(CORRUPT));
         }
+        if flags.compressed {
+            let (this, iov) = (self.clone(), iov.to_vec());
+            return BlockFuture::boxed(async move {
+                this.write_compressed(offset, &iov).await?;
+                if flags.fua { this.flush().await } else { Ok(()) }
+            });
+        }
         let bytes = iovec::total_len(iov);
         let in_place = match self.image.lock().plan_in_place(offset, bytes, &self.pins) {
             // A stable write needs a stable mapping.
@@ -34,13 +41,13 @@ impl Channel {
     }
 
     /// Writes `iov`'s length in bytes at `offset`.
-    pub(super) async fn write(&self, offset: u64, iov: &[IoVec]) -> BlockResult {
+    pub(super) async fn write(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> BlockResult {
         let mut started = Started::default();
         let result = self.write_pieces_of(offset, iov, &mut started).await;
         started.finish().await.and(result)
     }
 
-    async fn write_pieces_of(&self, offset: u64, iov: &[IoVec], started: &mut Started) -> BlockResult {
+    async fn write_pieces_of(self: &Rc<Self>, offset: u64, iov: &[IoVec], started: &mut Started) -> BlockResult {
         let end = offset + iovec::total_len(iov);
         let mut at = offset;
         while at < end {
@@ -72,7 +79,7 @@ impl Channel {
     }
 
     /// Writes an allocation's data: the guest's at `at`, and around it what was to be read there before.
-    async fn write_new(&self, plan: &Plan, at: u64, iov: &[IoVec]) -> BlockResult {
+    async fn write_new(self: &Rc<Self>, plan: &Plan, at: u64, iov: &[IoVec]) -> BlockResult {
         let (head, tail) = (at - plan.start, plan.end - plan.data_end);
         if plan.taken.is_some() {
             self.extend_file(plan.host + (plan.end - plan.start)).await;
@@ -103,7 +110,8 @@ impl Channel {
     }
 
     /// Boxed, as reading may decompress, and the futures would be large.
-    fn read_around(&self, offset: u64, into: IoVec) -> Pin<Box<dyn Future<Output = BlockResult> + '_>> {
-        Box::pin(async move { self.read(offset, &[into]).await })
+    fn read_around(self: &Rc<Self>, offset: u64, into: IoVec) -> Pin<Box<dyn Future<Output = BlockResult>>> {
+        let this = self.clone();
+        Box::pin(async move { this.read(offset, &[into]).await })
     }
 }

@@ -171,6 +171,14 @@ impl Channel {
         let Some(_claim) = self.claim(Task::Reap).await else { return };
         let mut spans = self.image.lock().collect();
         spans.sort_unstable_by_key(|span| span.first);
+        {
+            // Nothing is put into a cluster that is about to be discarded.
+            let mut state = self.image.lock();
+            let bits = state.geometry.cluster_bits;
+            for span in &spans {
+                (span.first..span.first + span.count).for_each(|cluster| state.tail.leave(cluster, bits));
+            }
+        }
         for span in spans {
             if self.image.pass_discards {
                 self.discard_last_uses(span).await;

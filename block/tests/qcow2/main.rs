@@ -1,6 +1,7 @@
 //! Tests of the format qcow2, in one binary: against a model, against QEMU's programs, after crashes, on hostile images.
 
 mod checks;
+mod compressed;
 mod crash;
 mod differential;
 mod foreign;
