@@ -257,6 +257,32 @@ impl OpenContext<'_> {
         self.edge(self.child_node(options, key)?, EdgeKind { role: key.to_owned(), ..self.edge_kind() })
     }
 
+    /// The same for a format that is only read: its child is opened for reading only.
+    ///
+    /// # Errors
+    /// As for [`OpenContext::child`].
+    pub fn read_only_child(&self, options: &mut Options, key: &str) -> OpenResult<Arc<Child>> {
+        let inherited = Inherited { read_only: true, auto_read_only: false, ..Inherited::from(self.node) };
+        let node = match options.require_child(key).map_err(OpenError::new)? {
+            ChildRef::Reference(name) => self.reference(options, key, &name)?,
+            ChildRef::Inline(child) => self.graph.open(child, inherited)?,
+        };
+        self.edge(node, EdgeKind { role: key.to_owned(), only_read: true, ..self.edge_kind() })
+    }
+
+    /// Opens a part of the disk that an image names, for reading only, as the child `key`. `file` is the image's own.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn stated_extent(&self, key: &str, file: &Child, name: &str) -> OpenResult<Arc<Child>> {
+        let mut child = Options::new();
+        let path = backing::resolve(name, file.node().file_name().as_deref())?;
+        child.set_str("driver", "file").set_str("filename", path);
+        let inherited = Inherited { read_only: true, auto_read_only: false, ..Inherited::from(self.node) };
+        let node = self.graph.open(child, inherited)?;
+        self.edge(node, EdgeKind { role: key.to_owned(), only_read: true, ..self.edge_kind() })
+    }
+
     /// The same for a filter: it may write past the node's end, as far as whoever stands on the filter may.
     ///
     /// # Errors

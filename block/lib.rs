@@ -16,6 +16,7 @@ mod graph;
 pub mod iovec;
 mod limits;
 mod node;
+mod offload;
 mod on_error;
 pub mod options;
 mod permissions;

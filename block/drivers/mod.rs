@@ -5,11 +5,17 @@ mod blklogwrites;
 mod blkverify;
 mod copy_on_read;
 mod file;
+mod import;
 mod memory;
 mod null;
+mod own_loop;
 pub mod qcow2;
 mod raw;
 mod throttle;
+mod vdi;
+mod vhdx;
+mod vmdk;
+mod vpc;
 
 use crate::driver::BlockDriver;
 use crate::error::OpenResult;
@@ -57,6 +63,10 @@ pub const DRIVERS: &[DriverRow] = &[
     qcow2::ROW,
     raw::ROW,
     throttle::ROW,
+    vdi::ROW,
+    vhdx::ROW,
+    vmdk::ROW,
+    vpc::ROW,
 ];
 
 /// The driver of that name.

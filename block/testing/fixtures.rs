@@ -4,7 +4,7 @@
 use blockport_block::drivers::qcow2::{CreateOptions, new_image};
 
 use super::loop_device::LoopDevice;
-use super::{TempDir, open};
+use super::{TempDir, imports, open};
 
 /// A node to be opened, with whatever it stands on.
 pub struct Fixture {
@@ -20,6 +20,8 @@ pub struct Fixture {
     pub persists: bool,
     /// It can change its size.
     pub resizes: bool,
+    /// It is only read, and this is what it holds.
+    pub holds: Option<Vec<u8>>,
     // Detached before its file goes.
     _device: Option<LoopDevice>,
     _place: Option<TempDir>,
@@ -32,6 +34,7 @@ const PLAIN: Fixture = Fixture {
     keeps: true,
     persists: false,
     resizes: true,
+    holds: None,
     _device: None,
     _place: None,
 };
@@ -188,6 +191,7 @@ pub fn all(size: u64) -> Vec<Fixture> {
             ..PLAIN
         });
     }
+    all.extend(imported(size));
     for fixture in &mut all {
         fixture.resizes &= fixture.name != "raw window of a direct file";
     }
@@ -200,6 +204,50 @@ pub fn all(size: u64) -> Vec<Fixture> {
         refused.is_none()
     });
     all
+}
+
+/// Images in the formats that are only read.
+fn imported(size: u64) -> Vec<Fixture> {
+    let content = imports::content(size);
+    // A disk in two extents.
+    let (first, second) = content.split_at(content.len() / 1024 * 512);
+    let sparse = |bytes: &[u8]| imports::vmdk_sparse(bytes);
+    let lines = |kind: &str, from: u64| {
+        let (first_sectors, second_sectors) = (first.len() / 512, second.len() / 512);
+        let place = if kind == "FLAT" { format!(" {from}") } else { String::new() };
+        let lines =
+            format!("RW {first_sectors} {kind} \"a.vmdk\"{place}\nRW {second_sectors} {kind} \"b.vmdk\"{place}");
+        imports::vmdk_descriptor(&lines).into_bytes()
+    };
+    let behind = |bytes: &[u8]| [&[0x55; 1024], bytes].concat();
+    let images = [
+        ("vdi", "vdi", imports::vdi(&content), vec![]),
+        ("vpc, fixed", "vpc", imports::vhd_fixed(&content), vec![]),
+        ("vpc, dynamic", "vpc", imports::vhd_dynamic(&content), vec![]),
+        ("vhdx", "vhdx", imports::vhdx(&content, false), vec![]),
+        ("vmdk, sparse", "vmdk", sparse(&content), vec![]),
+        ("vmdk, compressed", "vmdk", imports::vmdk_stream(&content), vec![]),
+        ("vmdk, sparse extents", "vmdk", lines("SPARSE", 0), vec![sparse(first), sparse(second)]),
+        ("vmdk, flat extents", "vmdk", lines("FLAT", 2), vec![behind(first), behind(second)]),
+    ];
+    let fixture = |(name, driver, image, extents): (_, _, Vec<u8>, Vec<Vec<u8>>)| {
+        let place = TempDir::in_memory();
+        let path = place.path("disk");
+        std::fs::write(&path, image).expect("the directory is writable");
+        for (extent, name) in extents.iter().zip(["a.vmdk", "b.vmdk"]) {
+            std::fs::write(place.path(name), extent).expect("the directory is writable");
+        }
+        Fixture {
+            name,
+            driver,
+            options: format!("{driver},file.driver=file,file.filename={path}"),
+            resizes: false,
+            holds: Some(content.clone()),
+            _place: Some(place),
+            ..PLAIN
+        }
+    };
+    images.map(fixture).into()
 }
 
 /// An image in the format qcow2, with more options behind the file's.

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // A test binary need not use all of it.
 
 pub mod fixtures;
+pub mod imports;
 pub mod loop_device;
 pub mod oracle;
 pub mod random;

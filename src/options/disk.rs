@@ -12,6 +12,10 @@ use clap::ValueEnum;
 
 use super::{Config, ExportConfig, IothreadConfig, QueueMapping, Step, UsageError};
 
+/// The formats that follow from how a file's name ends.
+const FORMATS: [(&str, &str); 5] =
+    [("qcow2", "qcow2"), ("vdi", "vdi"), ("vhd", "vpc"), ("vhdx", "vhdx"), ("vmdk", "vmdk")];
+
 /// How the host caches an image, by the names of `qemu-img -t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CacheMode {
@@ -62,10 +66,9 @@ impl Disk {
 
     /// The format of an image that none is stated for. By its name alone: what a guest writes must never choose it.
     pub fn format_by_name(path: &Path) -> &'static str {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("qcow2") => "qcow2",
-            _ => "raw",
-        }
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let known = FORMATS.iter().find(|(known, _)| extension == Some(known));
+        known.map_or("raw", |(_, format)| format)
     }
 
     fn is_device(&self) -> bool {
@@ -183,9 +186,17 @@ mod tests {
 
     #[test]
     fn the_format_follows_from_the_name() {
-        for (path, format) in
-            [("a.qcow2", "qcow2"), ("a.raw", "raw"), ("a.img", "raw"), ("/dev/sda", "raw"), ("a.qcow2.b", "raw")]
-        {
+        for (path, format) in [
+            ("a.qcow2", "qcow2"),
+            ("a.raw", "raw"),
+            ("a.img", "raw"),
+            ("/dev/sda", "raw"),
+            ("a.qcow2.b", "raw"),
+            ("/vm/a.vmdk", "vmdk"),
+            ("a.vdi", "vdi"),
+            ("a.vhd", "vpc"),
+            ("a.vhdx", "vhdx"),
+        ] {
             assert_eq!(Disk::format_by_name(Path::new(path)), format);
         }
     }

@@ -1,11 +1,8 @@
-//! Decompress: reads of compressed clusters. It owns the two algorithms, both ways, and the threads that run them, so that
-//! no loop stands still meanwhile; whatever the image holds, memory and time are bounded by the size of a cluster.
+//! Decompress: reads of compressed clusters. It owns the two algorithms, both ways, which run on threads of their own
+//! (`offload.rs`); whatever the image holds, memory and time are bounded by the size of a cluster.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Poll, Waker};
+use std::sync::Arc;
 
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 use zstd::stream::raw::{DParameter, Decoder, Operation};
@@ -15,13 +12,10 @@ use super::header::Compression;
 use super::state::Task;
 use crate::error::{BlockError, BlockResult};
 use crate::iovec::{self, IoVec};
+use crate::offload;
 
-/// The most threads that decompress, over all images.
-const THREADS_MAX: usize = 4;
 /// No frame may ask for a larger window than 2^this bytes: clusters have 2^21 at most.
 const ZSTD_WINDOW_LOG_MAX: u32 = 24;
-
-type Job = Box<dyn FnOnce() + Send>;
 
 /// What a channel decompresses with.
 pub(super) struct Decompressor(Compression);
@@ -42,71 +36,9 @@ impl Decompressor {
     }
 }
 
-/// Has one of the threads do work. `None`, too, where it panicked: that would be a bug, which fails the request rather
-/// than leave it waiting.
+/// Has one of the threads do work. `None`, too, where that was not brought to its end.
 pub(super) async fn on_thread(work: impl FnOnce() -> Option<Vec<u8>> + Send + 'static) -> Option<Vec<u8>> {
-    let done = Arc::new(Mutex::new(Done { output: None, waker: None }));
-    let theirs = done.clone();
-    let job: Job = Box::new(move || {
-        let output = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(None);
-        let mut done = theirs.lock().unwrap_or_else(PoisonError::into_inner);
-        done.output = Some(output);
-        if let Some(waker) = done.waker.take() {
-            waker.wake();
-        }
-    });
-    match threads() {
-        Some(queue) => {
-            // The threads live as long as the process.
-            let _ = queue.lock().unwrap_or_else(PoisonError::into_inner).send(job);
-        }
-        None => job(),
-    }
-    poll_fn(|cx| {
-        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-        match done.output.take() {
-            Some(output) => Poll::Ready(output),
-            None => {
-                done.waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    })
-    .await
-}
-
-struct Done {
-    output: Option<Option<Vec<u8>>>,
-    waker: Option<Waker>,
-}
-
-/// The queue of the threads, which start when first needed. `None` where the host has no thread for us.
-fn threads() -> Option<&'static Mutex<Sender<Job>>> {
-    static QUEUE: OnceLock<Option<Mutex<Sender<Job>>>> = OnceLock::new();
-    QUEUE
-        .get_or_init(|| {
-            let (sender, receiver) = channel::<Job>();
-            let receiver = Arc::new(Mutex::new(receiver));
-            let count = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
-            let started = (0..count).filter(|_| start_thread(receiver.clone())).count();
-            (started > 0).then(|| Mutex::new(sender))
-        })
-        .as_ref()
-}
-
-fn start_thread(jobs: Arc<Mutex<Receiver<Job>>>) -> bool {
-    let run = move || {
-        // Wherever the iothread is bound that happened to need it first.
-        crate::sys::run_anywhere();
-        loop {
-            let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            match job {
-                Ok(job) => job(),
-                Err(_) => return,
-            }
-        }
-    };
-    std::thread::Builder::new().name("decompress".to_owned()).spawn(run).is_ok()
+    offload::run(work).await.flatten()
 }
 
 fn inflate(compression: Compression, input: &[u8], bytes: usize) -> Option<Vec<u8>> {

@@ -66,8 +66,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use self::channel::Channel;
 use self::load::CacheSizes;
 use self::state::Image;
+use super::own_loop::on_own_loop;
 use super::{DriverKind, DriverRow};
-use crate::aio::{AioContext, AioEngine, AioSettings};
+use crate::aio::AioContext;
 use crate::child::Child;
 use crate::driver::{BlockDriver, BlockFuture, BlockStatus, BoxFuture, IoChannel, WriteFlags};
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
@@ -135,7 +136,7 @@ impl Qcow2 {
         T: Send + 'static,
         F: Future<Output = OpenResult<T>> + 'static,
     {
-        on_own_loop(|context| {
+        on_own_loop("qcow2-control", |context| {
             let channel = self.channel(context)?;
             context.run_until(work(channel))
         })
@@ -278,22 +279,6 @@ fn with_image<T>(node: &Node, work: impl FnOnce(&Qcow2) -> OpenResult<T>) -> Ope
     };
     let done = if node.is_active() { work(image) } else { Err(OpenError::new("it is inactive")) };
     done.map_err(|e| e.context(format_args!("node \"{}\"", node.name())))
-}
-
-/// Runs work on a loop of its own, on a thread that ends with it.
-fn on_own_loop<T: Send>(work: impl FnOnce(&AioContext) -> OpenResult<T> + Send) -> OpenResult<T> {
-    std::thread::scope(|scope| {
-        let run = || {
-            // Without a ring: the sandbox allows no new ones, and there is nothing to be gained by one here.
-            let settings = AioSettings { engine: AioEngine::Threads, ..AioSettings::default() };
-            let context = AioContext::new(settings);
-            let context = context.map_err(|e| OpenError(format!("no event loop can be made: {e}")))?;
-            work(&context)
-        };
-        let thread = std::thread::Builder::new().name("qcow2-control".to_owned()).spawn_scoped(scope, run);
-        let thread = thread.map_err(|e| OpenError(format!("no thread can be started: {e}")))?;
-        thread.join().unwrap_or_else(|_| Err(OpenError::new("the work on the image was broken off")))
-    })
 }
 
 impl BlockDriver for Qcow2 {

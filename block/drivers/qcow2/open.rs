@@ -4,11 +4,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
+use super::super::own_loop::on_own_loop;
+use super::Qcow2;
 use super::geometry::Geometry;
 use super::header::{Header, HeaderSector};
 use super::load::{CacheSizes, read_header};
 use super::state::{Image, State};
-use super::{Qcow2, on_own_loop};
 use crate::child::Child;
 use crate::driver::BlockDriver;
 use crate::error::{OpenError, OpenResult};
@@ -79,7 +80,7 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
     let settings = Settings::take(options, node.discard).map_err(OpenError::new)?;
     let file = context.growing_child(options, "file", SECTOR as u32)?;
     let named = |e: OpenError| e.context(format_args!("{}", image_name(&file, &node.name)));
-    let (header, cluster) = on_own_loop(|context| {
+    let (header, cluster) = on_own_loop("qcow2-control", |context| {
         let channel = file.channel(context)?;
         context.run_until(async move { read_header(&channel).await })
     })

@@ -17,11 +17,11 @@ use crate::testing::{channel, context, open, opened, settings, user, writer};
 /// No multiple of 4096, so that the last block is a part of one.
 const SIZE: u64 = 300 * 512;
 
-/// Runs a check on every fixture, and says on which it failed.
+/// Runs a check on every fixture that can be written, and says on which it failed.
 fn for_each(size: u64, check: impl Fn(&Fixture)) {
-    for fixture in fixtures::all(size) {
+    for fixture in fixtures::all(size).iter().filter(|fixture| fixture.holds.is_none()) {
         eprintln!("on \"{}\"", fixture.name);
-        check(&fixture);
+        check(fixture);
     }
 }
 

@@ -7,6 +7,7 @@ mod faults;
 mod file;
 mod filters;
 mod host_device;
+mod imports;
 #[path = "../../testing/mod.rs"]
 mod testing;
 mod throttle;

@@ -12,6 +12,8 @@ mod file;
 mod filters;
 #[path = "../drivers/host_device.rs"]
 mod host_device;
+#[path = "../drivers/imports.rs"]
+mod imports;
 #[path = "../../testing/mod.rs"]
 mod testing;
 #[path = "../drivers/throttle.rs"]
