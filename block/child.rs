@@ -288,6 +288,7 @@ impl ChildChannel {
         if bytes == 0 {
             return BlockFuture::ready(Ok(()));
         }
+        self.node.check_write_threshold(offset.saturating_add(bytes));
         if flags.compressed && !self.limits.can_compress {
             return BlockFuture::ready(Err(BlockError::NotSupported));
         }
@@ -335,6 +336,7 @@ impl ChildChannel {
         if bytes == 0 {
             return BlockFuture::ready(Ok(()));
         }
+        self.node.check_write_threshold(offset.saturating_add(bytes));
         // A node told to ignore discards keeps its space.
         flags.may_unmap &= self.discards;
         let this = self.clone();

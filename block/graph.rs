@@ -3,6 +3,9 @@
 
 mod reopen;
 mod replace;
+mod snapshot;
+
+pub use snapshot::Snapshot;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -155,15 +158,17 @@ impl Graph {
     /// As [`Graph::blockdev_add`].
     #[doc(hidden)]
     pub fn add_driver(&self, mut options: Options, driver: Box<dyn BlockDriver>) -> OpenResult<Arc<Node>> {
+        let definition = options.clone();
         let name = self.take_name(&mut options).map_err(OpenError::new)?;
         let node = self.node_options(&mut options, name, Inherited::TOP).map_err(OpenError::new)?;
         self.check_name(&node.name)?;
-        let node = Node::new(node, "simulated", driver)?;
+        let node = Node::new(node, definition, "simulated", driver)?;
         self.nodes().insert(node.name().to_owned(), Entry { node: Arc::downgrade(&node), owned: Some(node.clone()) });
         Ok(node)
     }
 
     fn open(&self, mut options: Options, inherited: Inherited<'_>) -> OpenResult<Arc<Node>> {
+        let definition = options.clone();
         let driver = options.require_str("driver").map_err(OpenError::new)?;
         let row = drivers::find(&driver)
             .ok_or_else(|| OpenError::new(options.invalid("driver", &driver, drivers::names().join(", "))))?;
@@ -175,7 +180,7 @@ impl Graph {
         options.finish().map_err(OpenError::new)?;
         // Once more: one of its own children, defined with it, may have it now.
         self.check_name(&node.name)?;
-        let node = Node::new(node, row.name, driver)?;
+        let node = Node::new(node, definition, row.name, driver)?;
         let mut nodes = self.nodes();
         nodes.retain(|_, entry| entry.node.strong_count() > 0);
         nodes.insert(node.name().to_owned(), Entry { node: Arc::downgrade(&node), owned: None });

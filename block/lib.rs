@@ -34,7 +34,7 @@ pub use child::{Child, ChildChannel};
 pub use dev_ops::BlockDevOps;
 pub use drained::Drained;
 pub use error::{BlockError, BlockResult, OpenError, OpenResult};
-pub use graph::{Graph, OpenContext, StatedFile};
+pub use graph::{Graph, OpenContext, Snapshot, StatedFile};
 pub use limits::{BlockLimits, MAX_IOV, MAX_TRANSFER};
 pub use node::{DetectZeroes, Node, NodeOptions, OpBlocker, Operation, SECTOR};
 pub use on_error::{ErrorAction, IoStatus, OnErrorPolicy};

@@ -3,6 +3,7 @@
 
 mod blockers;
 mod control;
+mod threshold;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,12 +13,14 @@ use crate::child::{Child, Parent};
 use crate::driver::BlockDriver;
 use crate::error::{OpenError, OpenResult};
 use crate::limits::BlockLimits;
+use crate::options::Options;
 use crate::permissions::Permissions;
 use crate::ranges::RangeLocks;
 
 use blockers::Blockers;
 pub use blockers::{OpBlocker, Operation};
 pub(crate) use control::Lengths;
+use threshold::Threshold;
 
 /// What a node does with writes of zeroes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +67,7 @@ pub struct Node {
     opened: Mutex<Opened>,
     /// In bytes, a multiple of [`SECTOR`].
     length: AtomicU64,
+    threshold: Threshold,
     limits: Mutex<BlockLimits>,
     active: AtomicBool,
     users: Mutex<Vec<Weak<Child>>>,
@@ -87,6 +91,8 @@ impl Drop for Hurry {
 #[derive(Clone)]
 pub(crate) struct Opened {
     pub(crate) options: Arc<NodeOptions>,
+    /// All that it was defined with, its driver's own options included.
+    pub(crate) definition: Arc<Options>,
     pub(crate) driver: Arc<dyn BlockDriver>,
 }
 
@@ -94,12 +100,14 @@ impl Node {
     /// Wraps an opened driver and activates it.
     pub(crate) fn new(
         options: NodeOptions,
+        definition: Options,
         driver_name: &'static str,
         driver: Box<dyn BlockDriver>,
     ) -> OpenResult<Arc<Self>> {
         let node = Arc::new(Self {
             name: options.name.clone(),
             length: AtomicU64::new(0),
+            threshold: Threshold::default(),
             limits: Mutex::new(BlockLimits::default()),
             active: AtomicBool::new(false),
             users: Mutex::default(),
@@ -107,7 +115,11 @@ impl Node {
             blockers: Blockers::default(),
             ranges: Arc::default(),
             driver_name,
-            opened: Mutex::new(Opened { options: Arc::new(options), driver: driver.into() }),
+            opened: Mutex::new(Opened {
+                options: Arc::new(options),
+                definition: Arc::new(definition),
+                driver: driver.into(),
+            }),
         });
         node.adopt_children();
         node.activate()?;
@@ -122,6 +134,11 @@ impl Node {
     /// The options that every node has, as they are now.
     pub fn options(&self) -> Arc<NodeOptions> {
         self.opened().options
+    }
+
+    /// What it was last defined with, as it was given: children defined in place among it.
+    pub(crate) fn definition(&self) -> Options {
+        (*self.opened().definition).clone()
     }
 
     /// The path of the host's file that it stands on, if that has one: its own, or that of its first child.

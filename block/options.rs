@@ -197,6 +197,11 @@ impl Options {
         self.set(key, Value::Number(value.into()))
     }
 
+    /// Sets a JSON null at a dotted key, in place of whatever was there.
+    pub fn set_null(&mut self, key: &str) -> &mut Self {
+        self.set(key, Value::Null)
+    }
+
     /// Sets a nested tree (an inline child, say) at a dotted key, in place of whatever was there.
     pub fn set_options(&mut self, key: &str, value: Options) -> &mut Self {
         self.set(key, Value::Dict(value.entries))
@@ -239,6 +244,11 @@ impl Options {
             Value::Text(text) | Value::String(text) => Some(text),
             _ => None,
         }
+    }
+
+    /// Whether a JSON null stands at the dotted key.
+    pub fn is_null(&self, key: &str) -> bool {
+        matches!(self.find(key), Some(Value::Null))
     }
 
     /// The names at this level, in the order given.

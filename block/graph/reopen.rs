@@ -19,6 +19,7 @@ struct Item {
     node_options: NodeOptions,
     /// The driver's own options.
     options: Options,
+    definition: Options,
 }
 
 /// A node that was reopened, with what is needed to go back.
@@ -78,6 +79,7 @@ impl Graph {
         inherited: Inherited<'_>,
         items: &mut Vec<Item>,
     ) -> OpenResult {
+        let definition = options.clone();
         let name = options.take_str("node-name").map_err(OpenError::new)?;
         let node = match (child, name) {
             (None, None) => return Err(OpenError::new(options.missing("node-name"))),
@@ -104,7 +106,8 @@ impl Graph {
         let inherited = Inherited::from(&node_options);
         for child in node.driver().children() {
             let role = child.role();
-            if options.contains(role) && options.peek_str(role).is_none() {
+            // A null takes the child away.
+            if options.contains(role) && !options.is_null(role) && options.peek_str(role).is_none() {
                 let child = child.node();
                 if let ChildRef::Inline(of_child) = options.require_child(role).map_err(OpenError::new)? {
                     self.add_item(of_child, Some(child.clone()), inherited, items)?;
@@ -112,7 +115,7 @@ impl Graph {
                 options.set_str(role, child.name());
             }
         }
-        items.push(Item { node, node_options, options });
+        items.push(Item { node, node_options, options, definition });
         Ok(())
     }
 
@@ -133,7 +136,7 @@ impl Graph {
     }
 
     fn open_item(&self, item: Item, reopened: &mut Vec<Reopened>) -> OpenResult {
-        let Item { node, node_options, mut options } = item;
+        let Item { node, node_options, mut options, definition } = item;
         let row = drivers::find(node.driver_name())
             .ok_or_else(|| OpenError(format!("there is no driver \"{}\"", node.driver_name())))?;
         let previous = node.driver();
@@ -144,7 +147,9 @@ impl Graph {
         if is_among(&node, &parents_first(&children)) {
             return Err(OpenError(format!("node \"{}\" would stand on itself", node.name())));
         }
-        let old = node.replace_opened(Opened { options: Arc::new(node_options), driver: driver.into() });
+        let opened =
+            Opened { options: Arc::new(node_options), definition: Arc::new(definition), driver: driver.into() };
+        let old = node.replace_opened(opened);
         let told = node.replace_told_permissions(Permissions::UNUSED);
         let mut permissions = PermissionUpdate::default();
         for child in old.driver.children() {

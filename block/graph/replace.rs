@@ -63,7 +63,7 @@ impl Node {
 }
 
 /// Has these edges lead to another node.
-fn redirect(edges: &[Arc<Child>], to: &Arc<Node>) -> OpenResult {
+pub(super) fn redirect(edges: &[Arc<Child>], to: &Arc<Node>) -> OpenResult {
     let below = parents_first(std::slice::from_ref(to));
     for edge in edges {
         if let Parent::Node(parent) = edge.parent()

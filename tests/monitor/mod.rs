@@ -9,5 +9,6 @@ mod hot;
 mod nodes;
 mod oracle;
 mod reach;
+mod snapshots;
 mod under_load;
 mod wire;

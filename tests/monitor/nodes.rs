@@ -379,3 +379,33 @@ fn a_disk_that_stopped_over_an_error_tells_so_and_goes_on_when_it_is_told() {
     client.ok("block-export-continue", json!({"id": "e0"}));
     assert!(client.refused("block-export-continue", json!({"id": "no"})).contains("no"));
 }
+
+#[test]
+fn a_write_that_passes_the_threshold_is_told_once() {
+    let image = Image::empty(MIB);
+    let daemon = Monitored::start(Setup::file(image.path()));
+    let mut client = daemon.client();
+    let mut device = daemon.backend.device(&Profile::qemu());
+    let mut write = |sector| {
+        let request = Request::write(sector, &pattern(7, 4096));
+        assert_eq!(device.queue().request(&request).status, OK);
+    };
+    let set = |bytes: u64| json!({"node-name": "d0", "write-threshold": bytes});
+    client.ok("block-set-write-threshold", set(16 << 10));
+    assert_eq!(node(&mut client, "d0").expect("d0")["write_threshold"], 16 << 10);
+    // It ends right there.
+    write(24);
+    assert_eq!(node(&mut client, "d0").expect("d0")["write_threshold"], 16 << 10);
+    write(25);
+    let event = client.event("BLOCK_WRITE_THRESHOLD");
+    assert_eq!(event, json!({"node-name": "d0", "amount-exceeded": 512, "write-threshold": 16 << 10}));
+    assert_eq!(node(&mut client, "d0").expect("d0")["write_threshold"], 0);
+    write(25);
+    client.ok("block-set-write-threshold", set(512));
+    client.ok("block-set-write-threshold", set(0));
+    write(25);
+    client.ok("query-block", json!({}));
+    assert!(!client.events_seen().contains(&"BLOCK_WRITE_THRESHOLD"));
+    let refusal = client.refused("block-set-write-threshold", json!({"node-name": "no", "write-threshold": 1}));
+    assert!(refusal.contains("no"), "{refusal}");
+}

@@ -136,11 +136,12 @@ fn fixture(read_only: bool) -> Fixture {
     top[8..12].fill(Some(8));
     let behind = std::array::from_fn(|at| at as u8);
     let image = Arc::new(Mutex::new(Layers { top, behind, writes: 0, error: None }));
-    let layered = Node::new(options.clone(), "layered", Box::new(Layered { image: image.clone() })).unwrap();
+    let layered =
+        Node::new(options.clone(), Options::new(), "layered", Box::new(Layered { image: image.clone() })).unwrap();
     let file = Child::attach(layered, "the filter", Permissions::UNUSED, SECTOR as u32).unwrap();
     let shared = Shared { name: "cor".to_owned(), ranges: Arc::default(), has_failed: AtomicBool::new(false) };
     let filter = CopyOnRead { file: [file], shared: Arc::new(shared) };
-    let filter = Node::new(options, "copy-on-read", Box::new(filter)).unwrap();
+    let filter = Node::new(options, Options::new(), "copy-on-read", Box::new(filter)).unwrap();
     let user = Child::attach(filter, "the test", Permissions::device(!read_only), SECTOR as u32).unwrap();
     let context = AioContext::new(PollSettings::default()).unwrap();
     let channel = user.channel(&context).unwrap();

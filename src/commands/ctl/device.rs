@@ -92,7 +92,7 @@ pub enum Access {
     ReadWrite,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     parse_size(text).ok_or_else(|| "must be a size in bytes or with a unit, such as 512, 64K or 1.5G".to_owned())
 }
 

@@ -27,6 +27,21 @@ pub enum NodeVerb {
         /// DRIVER,node-name=NAME[,OPTION=VALUE]... or JSON
         definition: String,
     },
+    /// Put an image on top of a node; what its users write from now on goes there
+    Snapshot {
+        /// The node
+        node: String,
+        /// The image: a node that nothing uses, opened with "backing": null
+        overlay: String,
+    },
+    /// Be told once, by an event, when a write ends after so many bytes of a node; 0: no longer
+    Threshold {
+        /// The node
+        node: String,
+        /// In bytes, or with a unit such as 10G
+        #[arg(value_parser = super::device::size)]
+        threshold: u64,
+    },
     /// Take a node's locks and access
     Activate {
         /// The node
@@ -47,6 +62,10 @@ impl NodeVerb {
             Self::Add { definition } => ("x-blockport-add", json!({"kind": "blockdev", "definition": definition})),
             Self::Reopen { definition } => ("x-blockport-reopen", json!({"definition": definition})),
             Self::Del { node } => ("blockdev-del", json!({"node-name": node})),
+            Self::Snapshot { node, overlay } => ("blockdev-snapshot", json!({"node": node, "overlay": overlay})),
+            Self::Threshold { node, threshold } => {
+                ("block-set-write-threshold", json!({"node-name": node, "write-threshold": threshold}))
+            }
             Self::Activate { node } => ("blockdev-set-active", json!({"node-name": node, "active": true})),
             Self::Inactivate { node } => ("blockdev-set-active", json!({"node-name": node, "active": false})),
         };

@@ -9,6 +9,7 @@ pub mod notation;
 pub mod objects;
 pub mod statistics;
 pub mod throttling;
+pub mod transaction;
 
 use super::dispatch::Command;
 
@@ -19,6 +20,7 @@ const THEMES: &[&[&dyn Command]] = &[
     media::COMMANDS,
     statistics::COMMANDS,
     throttling::COMMANDS,
+    transaction::COMMANDS,
     exports::COMMANDS,
     notation::COMMANDS,
     objects::COMMANDS,

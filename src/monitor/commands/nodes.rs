@@ -17,6 +17,7 @@ pub const COMMANDS: &[&dyn Command] = &[
     &command("blockdev-del", blockdev_del),
     &command("blockdev-reopen", blockdev_reopen),
     &command("blockdev-set-active", blockdev_set_active),
+    &command("block-set-write-threshold", block_set_write_threshold),
     &query("query-named-block-nodes", query_named_block_nodes),
 ];
 
@@ -116,6 +117,21 @@ fn blockdev_set_active(daemon: &mut Daemon, arguments: SetActive) -> CommandResu
         }
         changed.push(node.clone());
     }
+    Ok(Done {})
+}
+
+arguments! {
+    /// The threshold of a node: a write that ends after it raises BLOCK_WRITE_THRESHOLD, once.
+    SetWriteThreshold {
+        "node-name" => node_name: String,
+        /// In bytes from the node's start; 0: none.
+        "write-threshold" => write_threshold: u64,
+    }
+}
+
+fn block_set_write_threshold(daemon: &mut Daemon, arguments: SetWriteThreshold) -> CommandResult<Done> {
+    let SetWriteThreshold { node_name, write_threshold } = arguments;
+    find(daemon, &node_name)?.set_write_threshold((write_threshold > 0).then_some(write_threshold));
     Ok(Done {})
 }
 
@@ -229,7 +245,7 @@ pub fn info(node: &Arc<Node>) -> BlockDeviceInfo {
             dirty_flag: false,
         },
         cache: BlockdevCacheInfo { writeback: true, direct: options.cache_direct, no_flush: options.cache_no_flush },
-        write_threshold: 0,
+        write_threshold: node.write_threshold().unwrap_or(0),
         children: Some(children.collect()),
         file,
     }
