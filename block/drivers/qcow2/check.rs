@@ -127,7 +127,7 @@ impl Channel {
         counts.add(0, 1);
         let (snapshots, table) = self.read_snapshots(header).await?;
         counts.add_region(table, bits);
-        if let Some(bitmaps) = header.bitmaps {
+        if let Some(bitmaps) = header.bitmaps.filter(|_| header.has_valid_bitmaps()) {
             let regions = self.read_bitmap_regions(bitmaps, cluster).await?;
             for (index, region) in regions.iter().enumerate() {
                 counts.add_region(*region, bits);

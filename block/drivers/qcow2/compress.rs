@@ -160,7 +160,10 @@ impl Channel {
         for at in plain {
             self.write(offset + at, &iovec::slice(iov, at, size.min(bytes - at))).await?;
         }
-        if packed.is_empty() { Ok(()) } else { self.store(packed).await }
+        if !packed.is_empty() {
+            self.store(packed).await?;
+        }
+        self.free_early().await
     }
 
     /// Packs compressed clusters, writes and links them.

@@ -2,9 +2,16 @@
 
 use super::geometry::Geometry;
 use super::header::{AUTOCLEAR_RAW_DATA, Header, incompatible};
+use super::on_own_loop;
 use super::preallocate::Preallocation;
+use crate::child::Child;
+use crate::driver::WriteFlags;
 use crate::error::{OpenError, OpenResult};
 use crate::graph::Graph;
+use crate::iovec::AlignedBuffer;
+use crate::node::SECTOR;
+use crate::options::Options;
+use crate::permissions::{PermissionSet, Permissions};
 
 /// What a new image is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,9 +134,52 @@ impl CreateOptions {
 ///
 /// # Errors
 /// As for [`new_image`]; a node is missing or in use; or I/O failed.
-pub fn create(_graph: &Graph, _file: &str, _data_file: Option<&str>, options: &CreateOptions) -> OpenResult {
-    new_image(options)?;
-    Err(OpenError::new("this is not possible yet"))
+pub fn create(graph: &Graph, file: &str, data_file: Option<&str>, options: &CreateOptions) -> OpenResult {
+    let image = new_image(options)?;
+    if options.preallocation != Preallocation::Off && options.backing.is_some() {
+        return Err(OpenError::new("preallocation would hide the backing file"));
+    }
+    if options.data_file.is_some() != data_file.is_some() {
+        return Err(OpenError::new("the external data file is not there, or the image does not name it"));
+    }
+    let find = |name: &str| graph.find(name).ok_or_else(|| OpenError(format!("there is no node \"{name}\"")));
+    let writer = Permissions {
+        held: PermissionSet::WRITE | PermissionSet::RESIZE,
+        shared: PermissionSet::ALL.without(PermissionSet::WRITE | PermissionSet::RESIZE),
+    };
+    {
+        let child = Child::attach_growing(find(file)?, "a new image", writer, SECTOR as u32)?;
+        // Devices keep their size.
+        if let Err(error) = child.node().resize(0) {
+            tracing::debug!("node \"{file}\": {error}");
+        }
+        on_own_loop(|context| {
+            let channel = child.channel(context)?;
+            context.run_until(async move {
+                let mut buffer = AlignedBuffer::new(image.len(), 4096);
+                buffer.fill_from(&image);
+                let written = match channel.pwritev(0, &[buffer.iov()], WriteFlags::default()).await {
+                    Ok(()) => channel.flush().await,
+                    error => error,
+                };
+                written.map_err(|e| OpenError(format!("the image cannot be written: {e}")))
+            })
+        })?;
+    }
+    if let Some(name) = data_file {
+        let child = Child::attach_growing(find(name)?, "a new image", writer, SECTOR as u32)?;
+        child.node().resize(options.size)?;
+    }
+    if options.preallocation == Preallocation::Off {
+        return Ok(());
+    }
+    let mut opened = Options::default();
+    opened.set_str("driver", "qcow2").set_str("file", file);
+    if let Some(name) = data_file {
+        opened.set_str("data-file", name);
+    }
+    let node = graph.open_unowned(opened)?;
+    super::verbs::preallocate(&node, 0, options.size, options.preallocation)
 }
 
 /// The first bytes of a new image: header, refcounts, L1 table. The rest of the file is empty.

@@ -62,9 +62,14 @@ impl Geometry {
             extended: header.is_extended(),
             refcount_order: header.refcount_order,
             data_file: header.has_data_file(),
-            raw_data: header.kept_autoclear() != 0,
+            raw_data: header.is_raw_data(),
             slice_bits: slice_bytes.max(512).ilog2().min(header.cluster_bits),
         }
+    }
+
+    /// The same with refcounts of another width.
+    pub(super) fn with_refcount_order(self, refcount_order: u32) -> Self {
+        Self { refcount_order, ..self }
     }
 
     pub(super) fn cluster_size(&self) -> u64 {

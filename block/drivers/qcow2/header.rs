@@ -14,7 +14,7 @@ const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 pub(super) const SNAPSHOTS_MAX: u32 = 65_536;
-const BITMAPS_MAX: u32 = 65_535;
+pub(super) const BITMAPS_MAX: u32 = 65_535;
 const NAME_BYTES_MAX: u32 = 1_023;
 /// Host offsets have 56 bits.
 pub(super) const HOST_OFFSET_END: u64 = 1 << 56;
@@ -29,10 +29,12 @@ pub(super) mod incompatible {
     pub(super) const KNOWN: u64 = DIRTY | CORRUPT | DATA_FILE | COMPRESSION | EXTENDED_L2;
 }
 
+/// The compatible bit that lets refcounts be written late.
+pub(super) const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
 /// The autoclear bit that says that an external data file can be read as a raw image.
 pub(super) const AUTOCLEAR_RAW_DATA: u64 = 1 << 1;
 /// The autoclear bit that says that the bitmaps were kept up to date.
-const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
+pub(super) const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 
 pub(super) const EXTENSION_END: u32 = 0;
 pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -256,12 +258,22 @@ impl Header {
         self.incompatible & incompatible::EXTENDED_L2 != 0
     }
 
-    /// The autoclear bits that stay when somebody writes: those that we keep true.
-    pub(super) fn kept_autoclear(&self) -> u64 {
-        self.autoclear & AUTOCLEAR_RAW_DATA
+    /// Whether refcounts may be written late.
+    pub(super) fn has_lazy_refcounts(&self) -> bool {
+        self.compatible & COMPATIBLE_LAZY_REFCOUNTS != 0
     }
 
-    /// Whether there are persistent bitmaps that a writer makes stale.
+    /// Whether the external data file is a raw image by itself.
+    pub(super) fn is_raw_data(&self) -> bool {
+        self.autoclear & AUTOCLEAR_RAW_DATA != 0
+    }
+
+    /// The autoclear bits that stay when somebody writes: those that we keep true.
+    pub(super) fn kept_autoclear(&self) -> u64 {
+        self.autoclear & (AUTOCLEAR_RAW_DATA | AUTOCLEAR_BITMAPS)
+    }
+
+    /// Whether there are persistent bitmaps, and nobody wrote to the image who did not know of them.
     pub(super) fn has_valid_bitmaps(&self) -> bool {
         self.autoclear & AUTOCLEAR_BITMAPS != 0
     }

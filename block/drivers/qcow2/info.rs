@@ -6,9 +6,6 @@ use super::with_image;
 use crate::error::OpenResult;
 use crate::node::Node;
 
-/// The compatible bit that lets refcounts be written late.
-const LAZY_REFCOUNTS: u64 = 1 << 0;
-
 /// What an image says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageInfo {
@@ -57,7 +54,7 @@ pub fn info(node: &Node) -> OpenResult<ImageInfo> {
             cluster_size: 1 << header.cluster_bits,
             size: header.size,
             refcount_bits: 1 << header.refcount_order,
-            lazy_refcounts: header.compatible & LAZY_REFCOUNTS != 0,
+            lazy_refcounts: header.has_lazy_refcounts(),
             extended_l2: header.is_extended(),
             zstd: header.compression == Compression::Zstd,
             dirty: header.incompatible & incompatible::DIRTY != 0,

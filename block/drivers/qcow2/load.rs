@@ -67,6 +67,8 @@ impl State {
             epoch: 0,
             channels: Vec::new(),
             busy: Vec::new(),
+            unsynced: false,
+            lazy: false,
             write_backs: 0,
             write_back_done: 0,
         }
@@ -163,9 +165,6 @@ impl Channel {
         let kept = header.kept_autoclear();
         if kept == header.autoclear {
             return Ok(());
-        }
-        if header.has_valid_bitmaps() {
-            tracing::warn!("node \"{}\": its persistent bitmaps are not kept up to date", self.image.name);
         }
         state.header.autoclear = kept;
         state.header_sector.set_autoclear(kept);

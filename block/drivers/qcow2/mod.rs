@@ -9,6 +9,7 @@
 
 mod allocation;
 mod amend;
+mod bitmap_store;
 mod bitmaps;
 mod cache;
 mod channel;
@@ -23,6 +24,7 @@ mod empty;
 mod geometry;
 mod growth;
 mod header;
+mod header_cluster;
 mod info;
 mod load;
 mod mapping;
@@ -72,7 +74,7 @@ use crate::aio::AioContext;
 use crate::child::Child;
 use crate::driver::{BlockDriver, BlockFuture, BlockStatus, BoxFuture, IoChannel, WriteFlags};
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
-use crate::iovec::IoVec;
+use crate::iovec::{self, IoVec};
 use crate::limits::BlockLimits;
 use crate::node::{Node, SECTOR};
 use crate::permissions::{PermissionSet, Permissions};
@@ -93,6 +95,10 @@ pub(super) const ROW: DriverRow = DriverRow {
         ("refcount-cache-size", "memory for refcounts, in bytes, default 2M"),
         ("cache-size", "memory for both together, in bytes"),
         ("pass-discard-request", "on, off: discard in the file what is no longer used; default as the option discard"),
+        (
+            "lazy-refcounts",
+            "on, off: refcounts are written late, and made anew after a crash; default: as the image says",
+        ),
         ("x-repair", "on: only to be repaired, also if it is marked as corrupt; off (default)"),
         ("overlap-check", "constant, cached, all: metadata is never written over; all are the same here"),
     ],
@@ -173,7 +179,7 @@ impl Qcow2 {
     fn write_back(&self) -> OpenResult {
         let dirty = self.image.writable && !self.image.is_broken() && {
             let state = self.image.lock();
-            state.is_dirty() || !state.retired.is_empty()
+            state.is_dirty() || state.lazy || !state.retired.is_empty()
         };
         if dirty {
             self.blocking(async |channel| {
@@ -182,7 +188,7 @@ impl Qcow2 {
                     let done = channel.flush().await;
                     done.map_err(|e| OpenError(format!("the metadata cannot be written: {e}")))?;
                 }
-                Ok(())
+                channel.end_lazy().await.map_err(|e| OpenError(format!("the refcounts cannot be written: {e}")))
             })?;
         }
         Ok(())
@@ -196,7 +202,9 @@ impl Qcow2 {
     {
         self.write_back()?;
         let caches = self.caches;
-        self.blocking(move |channel| {
+        // Everything is stable when it is read anew.
+        let lazy = self.image.lazy.swap(false, Ordering::Relaxed);
+        let result = self.blocking(move |channel| {
             let working = work(channel.clone());
             async move {
                 let result = working.await;
@@ -217,7 +225,9 @@ impl Qcow2 {
                 }
                 value
             }
-        })
+        });
+        self.image.lazy.store(lazy, Ordering::Relaxed);
+        result
     }
 
     fn check_writable(&self) -> OpenResult {
@@ -233,6 +243,12 @@ impl Qcow2 {
             return self.blocking(async |channel| channel.check().await);
         }
         self.check_writable()?;
+        if repair == Repair::Leaks {
+            let report = self.blocking(async |channel| channel.check().await)?;
+            if report.errors > 0 {
+                return Ok(report);
+            }
+        }
         let report = self.blocking(async |channel| channel.repair().await)?;
         if report.errors == 0 {
             self.image.for_repair.store(false, Ordering::Relaxed);
@@ -257,6 +273,7 @@ impl Qcow2 {
 
     /// Writes back what is dirty and forgets what is cached.
     fn close(&self) -> OpenResult {
+        self.close_bitmaps()?;
         self.write_back()?;
         if let Err(error) = self.trim() {
             tracing::warn!("node \"{}\": its file stays longer than it need be: {error}", self.image.name);
@@ -325,6 +342,7 @@ impl BlockDriver for Qcow2 {
             raw.node().resize(bytes)?;
         }
         self.blocking(async move |channel| channel.resize(bytes).await)?;
+        self.resize_bitmaps();
         match raw.filter(|_| !grows) {
             Some(raw) => raw.node().resize(bytes),
             None => Ok(()),
@@ -339,6 +357,7 @@ impl BlockDriver for Qcow2 {
         let caches = self.caches;
         let loaded =
             self.set_child_permissions().and_then(|()| self.blocking(async move |channel| channel.load(caches).await));
+        let loaded = loaded.and_then(|()| self.open_bitmaps());
         if loaded.is_err() {
             self.give_up_children();
         }
@@ -372,6 +391,7 @@ impl IoChannel for ImageChannel {
     }
 
     fn pwritev(&self, offset: u64, iov: &[IoVec], flags: WriteFlags) -> BlockFuture {
+        self.0.image.mark_written(offset, iovec::total_len(iov));
         self.0.start_write(offset, iov, flags)
     }
 
@@ -388,6 +408,7 @@ impl IoChannel for ImageChannel {
 
     fn pdiscard(&self, offset: u64, bytes: u64) -> BlockFuture {
         let this = self.0.clone();
+        this.image.mark_written(offset, bytes);
         BlockFuture::boxed(async move { this.discard(offset, bytes).await })
     }
 
@@ -396,6 +417,7 @@ impl IoChannel for ImageChannel {
         if this.image.geometry.raw_data {
             return BlockFuture::ready(Err(BlockError::NotSupported));
         }
+        this.image.mark_written(offset, bytes);
         BlockFuture::boxed(async move { this.write_zeroes(offset, bytes, flags).await })
     }
 

@@ -26,6 +26,8 @@ struct Settings {
     caches: CacheSizes,
     slice_bytes: u64,
     pass_discards: bool,
+    /// `None`: as the image says.
+    lazy: Option<bool>,
     for_repair: bool,
 }
 
@@ -59,18 +61,18 @@ impl Settings {
             }
         };
         let pass_discards = options.take_bool("pass-discard-request")?.unwrap_or(discard);
+        let lazy = options.take_bool("lazy-refcounts")?;
         let for_repair = options.take_bool("x-repair")?.unwrap_or(false);
         let checks = [("constant", ()), ("cached", ()), ("all", ())];
         options.take_enum("overlap-check", &checks)?;
         options.take_unsupported(&[
-            "lazy-refcounts",
             "pass-discard-snapshot",
             "pass-discard-other",
             "discard-no-unref",
             "cache-clean-interval",
             "encrypt",
         ])?;
-        Ok(Self { caches, slice_bytes, pass_discards, for_repair })
+        Ok(Self { caches, slice_bytes, pass_discards, lazy, for_repair })
     }
 }
 
@@ -87,7 +89,7 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
     .map_err(named)?;
     let data = open_data_file(options, context, &file, &header).map_err(named)?;
     let stated = header.backing.clone().map(|name| StatedFile { name, format: header.backing_format.clone() });
-    if stated.is_some() && header.kept_autoclear() != 0 {
+    if stated.is_some() && header.is_raw_data() {
         return Err(named(OpenError::new(
             "it has a raw external data file and a backing file, which contradict each other",
         )));
@@ -99,6 +101,10 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
     let is_read_only = |child: &Arc<Child>| child.node().is_read_only();
     let writable = !node.read_only && !is_read_only(&file) && !data.as_ref().is_some_and(is_read_only);
     let size = AtomicU64::new(header.size);
+    if settings.lazy == Some(true) && !geometry.v3 {
+        return Err(named(OpenError::new("lazy refcounts need version 3 of the format")));
+    }
+    let lazy = settings.lazy.unwrap_or(header.has_lazy_refcounts()) && geometry.v3;
     let sector = HeaderSector::new(&cluster);
     let image = Image {
         name: node.name.clone(),
@@ -106,9 +112,12 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
         writable,
         for_repair: AtomicBool::new(settings.for_repair && writable),
         pass_discards: settings.pass_discards,
+        lazy: AtomicBool::new(lazy),
         size,
         broken: AtomicBool::new(false),
         cipher: None,
+        tracking: AtomicBool::new(false),
+        bitmaps: Mutex::default(),
         state: Mutex::new(State::unloaded(geometry, header, sector, settings.caches)),
     };
     let (has_data_file, has_backing) = (data.is_some(), backing.is_some());

@@ -4,7 +4,7 @@
 
 use super::channel::Channel;
 use super::check::{CheckReport, Counts};
-use super::geometry::{COPIED, Cluster, Entry};
+use super::geometry::{COPIED, Cluster, Entry, Geometry};
 use super::header::{HOST_OFFSET_END, Header, incompatible};
 use crate::aio::AioContext;
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
@@ -23,8 +23,9 @@ struct Layout {
 
 impl Layout {
     /// Room for the counts of all used clusters, and for those of the structure itself.
-    fn new(used: &[u64], per_block: u64, cluster: u64) -> Option<Self> {
-        let first = used.last().map_or(0, |last| last + 1);
+    /// It lies at `from` or behind: the old one is in force until the header names this.
+    fn new(used: &[u64], from: u64, per_block: u64, cluster: u64) -> Option<Self> {
+        let first = used.last().map_or(0, |last| last + 1).max(from);
         let mut needed: Vec<u64> = used.iter().map(|cluster| cluster / per_block).collect();
         needed.dedup();
         let mut own = 1;
@@ -83,25 +84,37 @@ impl Channel {
     }
 
     async fn rebuild_refcounts(&self, header: &Header) -> OpenResult {
-        let geometry = self.image.geometry;
         let failed = |e: BlockError| OpenError(format!("the image cannot be repaired: {e}"));
         let references = self.count_references(header).await?;
-        let used = references.counts.used();
-        let layout = Layout::new(&used, geometry.refcounts_per_block(), geometry.cluster_size())
-            .filter(|layout| layout.clusters().end <= HOST_OFFSET_END >> geometry.cluster_bits)
-            .ok_or_else(|| OpenError::new("the image cannot be repaired: there is no room for its refcounts"))?;
-        if let Some(cluster) = used.iter().find(|cluster| references.counts.get(**cluster) > geometry.refcount_max()) {
-            let offset = cluster << geometry.cluster_bits;
-            return Err(OpenError(format!("the image cannot be repaired: the refcount at {offset:#x} is too large")));
-        }
         self.fix_copied(&references.l1, header, &references.counts).await.map_err(failed)?;
-        self.write_refcounts(&layout, &references.counts).await.map_err(failed)
+        let geometry = self.image.geometry;
+        let (offset, clusters) = self.write_refcounts(geometry, header, &references.counts).await?;
+        self.change_header(|sector| sector.set_refcount_table(offset, clusters)).await.map_err(failed)?;
+        let mut state = self.image.lock();
+        state.header.refcount_table_offset = offset;
+        state.header.refcount_table_clusters = clusters;
+        Ok(())
     }
 
-    /// Writes the new blocks and their table, then has the header name them.
-    async fn write_refcounts(&self, layout: &Layout, counts: &Counts) -> BlockResult {
-        let geometry = self.image.geometry;
+    /// Writes new blocks and their table, in the widths of `geometry`, stable, for the header to name. Returns where the
+    /// table is, and its clusters.
+    pub(super) async fn write_refcounts(
+        &self,
+        geometry: Geometry,
+        header: &Header,
+        counts: &Counts,
+    ) -> OpenResult<(u64, u32)> {
+        let failed = |e: BlockError| OpenError(format!("the refcounts cannot be written: {e}"));
+        let used = counts.used();
+        if let Some(cluster) = used.iter().find(|cluster| counts.get(**cluster) > geometry.refcount_max()) {
+            let offset = cluster << geometry.cluster_bits;
+            return Err(OpenError(format!("the refcount at {offset:#x} is too large")));
+        }
         let (size, per_block) = (geometry.cluster_size(), geometry.refcounts_per_block());
+        let from = self.end_of_refcounts(header).await.map_err(failed)?;
+        let layout = Layout::new(&used, from, per_block, size)
+            .filter(|layout| layout.clusters().end <= HOST_OFFSET_END >> geometry.cluster_bits)
+            .ok_or_else(|| OpenError::new("there is no room for the refcounts"))?;
         let own = layout.clusters();
         let mut table = vec![0u64; (layout.table_clusters * size / 8) as usize];
         for (number, block) in (layout.first..).zip(&layout.blocks) {
@@ -115,7 +128,7 @@ impl Channel {
                 }
             }
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-            self.write_bytes(number << geometry.cluster_bits, &bytes).await?;
+            self.write_bytes(number << geometry.cluster_bits, &bytes).await.map_err(failed)?;
             if let Some(entry) = table.get_mut(*block as usize) {
                 *entry = number << geometry.cluster_bits;
             }
@@ -123,17 +136,23 @@ impl Channel {
         }
         let offset = (layout.first + layout.blocks.len() as u64) << geometry.cluster_bits;
         let bytes: Vec<u8> = table.iter().flat_map(|word| word.to_be_bytes()).collect();
-        self.write_bytes(offset, &bytes).await?;
-        self.file.flush().await?;
-        {
-            let mut state = self.image.lock();
-            // At most 8 MiB in clusters of 512 bytes or more.
-            let clusters = layout.table_clusters as u32;
-            state.header_sector.set_refcount_table(offset, clusters);
-            state.header.refcount_table_offset = offset;
-            state.header.refcount_table_clusters = clusters;
-        }
-        self.write_header().await
+        self.write_bytes(offset, &bytes).await.map_err(failed)?;
+        self.file.flush().await.map_err(failed)?;
+        // At most 8 MiB in clusters of 512 bytes or more.
+        Ok((offset, layout.table_clusters as u32))
+    }
+
+    /// Behind which cluster nothing of the refcount structure lies that is in force, as far as it lies in the file.
+    async fn end_of_refcounts(&self, header: &Header) -> BlockResult<u64> {
+        let geometry = self.image.geometry;
+        let bits = geometry.cluster_bits;
+        let file_end = self.file.length().div_ceil(geometry.cluster_size());
+        let bytes = u64::from(header.refcount_table_clusters) << bits;
+        let table = self.read_words(header.refcount_table_offset, bytes).await?;
+        let blocks = table.iter().filter_map(|entry| geometry.refcount_block(*entry).unwrap_or(None));
+        let ends = blocks.map(|block| (block >> bits) + 1).filter(|end| *end <= file_end);
+        let own = (header.refcount_table_offset >> bits) + u64::from(header.refcount_table_clusters);
+        Ok(ends.chain([own]).max().unwrap_or(0))
     }
 
     /// Marks what is used once as copied in the active tables, and nothing else.

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use super::allocation::InFlightAllocations;
+use super::bitmaps::Bitmaps;
 use super::cache::{Cache, NumberSet};
 use super::compress::Tail;
 use super::data::PayloadCipher;
@@ -88,12 +89,17 @@ pub(super) struct Image {
     pub for_repair: AtomicBool,
     /// What nobody needs any more is discarded in the file.
     pub pass_discards: bool,
+    /// Refcounts may be written late.
+    pub lazy: AtomicBool,
     /// The size of the disk in bytes.
     pub size: AtomicU64,
     /// Corruption was found: nothing is read or written until the image is opened again.
     pub broken: AtomicBool,
     /// Of an encrypted image.
     pub cipher: Option<Arc<dyn PayloadCipher>>,
+    /// Writes are to be marked in bitmaps.
+    pub tracking: AtomicBool,
+    pub bitmaps: Mutex<Bitmaps>,
     pub state: Mutex<State>,
 }
 
@@ -136,6 +142,10 @@ pub(super) struct State {
     pub channels: Vec<Pins>,
     /// Work under way, with those who wait for its end.
     pub busy: Vec<(Task, Vec<Waker>)>,
+    /// Something was written back, and the file has not been flushed since.
+    pub unsynced: bool,
+    /// The image is marked as dirty, and refcounts are written when there is no other way, or at the end.
+    pub lazy: bool,
     /// How many write-backs have begun, and which was the last to succeed.
     pub write_backs: u64,
     pub write_back_done: u64,
@@ -206,9 +216,8 @@ impl State {
     /// Whether there is anything that a write-back would write.
     pub(super) fn is_dirty(&self) -> bool {
         self.slices.any_dirty()
-            || self.refcounts.any_dirty()
             || !self.l1_dirty.is_empty()
-            || !self.refcount_table_dirty.is_empty()
+            || (!self.lazy && (self.refcounts.any_dirty() || !self.refcount_table_dirty.is_empty()))
             || !self.unlinked.is_empty()
     }
 
@@ -216,12 +225,13 @@ impl State {
         self.busy.iter().any(|(other, _)| *other == task)
     }
 
-    /// Whether what the slot's entries say is on disk, or at least as stable as the next flush of the file makes it.
+    /// Whether what the slot's entries say is stable on disk, with all that it rests on.
     pub(super) fn is_settled(&self, slot: usize) -> bool {
         !self.slices.is_dirty(slot)
             && self.l1_dirty.is_empty()
-            && self.refcount_table_dirty.is_empty()
+            && (self.lazy || self.refcount_table_dirty.is_empty())
             && !self.is_busy(Task::WriteBack)
+            && !self.unsynced
     }
 
     /// The slot of the slice that maps `offset`; `None` where there is no L2 table.

@@ -179,5 +179,10 @@ pub fn resize(node: &Arc<Node>, bytes: u64, preallocation: Preallocation) -> Ope
     if preallocation == Preallocation::Off || bytes <= before {
         return Ok(());
     }
-    change(node, |image| image.preallocate(before, bytes, preallocation))
+    preallocate(node, before, bytes, preallocation)
+}
+
+/// Gives the clusters from `start` to `end` on the disk their places.
+pub(super) fn preallocate(node: &Arc<Node>, start: u64, end: u64, mode: Preallocation) -> OpenResult {
+    change(node, |image| image.preallocate(start, end, mode))
 }

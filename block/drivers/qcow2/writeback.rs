@@ -12,9 +12,11 @@
 //! disk with the next write-back. What a crash leaves behind is at worst a leak.
 
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use super::cache::Dirty;
 use super::channel::{CORRUPT, Channel, Started};
+use super::header::incompatible;
 use super::state::{Span, State, Task};
 use super::tables::SECTOR_WORDS;
 use crate::driver::BlockFuture;
@@ -25,6 +27,9 @@ use crate::iovec::AlignedBuffer;
 const AT_ONCE: usize = 32;
 /// From how many clusters on that nobody needs any more they are freed without waiting for the guest to flush.
 const UNLINKED_MAX: u64 = 1024;
+/// The same in bytes, if they are so many clusters.
+const UNLINKED_BYTES_MAX: u64 = 64 << 20;
+const UNLINKED_MIN: u64 = 16;
 
 /// What one write-back writes.
 struct Batch {
@@ -48,12 +53,17 @@ fn sectors(table: &[u64], offset: u64, numbers: &[usize]) -> Vec<(u64, Vec<u8>)>
 
 impl State {
     fn take_batch(&mut self) -> Batch {
-        let refcount_table_sectors: Vec<usize> = std::mem::take(&mut self.refcount_table_dirty).into_iter().collect();
+        // Lazy refcounts wait until there is no room for more of them.
+        let lazy = self.lazy && !self.refcounts.is_clogged();
+        let refcount_table_sectors: Vec<usize> = match lazy {
+            true => Vec::new(),
+            false => std::mem::take(&mut self.refcount_table_dirty).into_iter().collect(),
+        };
         let l1_sectors: Vec<usize> = std::mem::take(&mut self.l1_dirty).into_iter().collect();
         Batch {
             refcount_table: sectors(&self.refcount_table, self.header.refcount_table_offset, &refcount_table_sectors),
             refcount_table_sectors,
-            refcounts: self.refcounts.take_dirty(),
+            refcounts: if lazy { Vec::new() } else { self.refcounts.take_dirty() },
             slices: self.slices.take_dirty(),
             l1: sectors(&self.l1, self.header.l1_offset, &l1_sectors),
             l1_sectors,
@@ -79,7 +89,9 @@ impl State {
 
     /// Whether so many clusters wait to be freed that nobody should wait for the guest's next flush.
     pub(super) fn has_much_to_free(&self) -> bool {
-        self.unlinked.iter().map(|span| span.count).sum::<u64>() >= UNLINKED_MAX
+        let retired = self.retired.iter().map(|(_, span)| span.count);
+        let count = self.unlinked.iter().map(|span| span.count).chain(retired).sum::<u64>();
+        count >= UNLINKED_MAX || (count >= UNLINKED_MIN && count << self.geometry.cluster_bits >= UNLINKED_BYTES_MAX)
     }
 }
 
@@ -101,6 +113,7 @@ impl Channel {
                 }
                 return Ok(());
             };
+            self.begin_lazy().await?;
             let (number, batch) = {
                 let mut state = self.image.lock();
                 state.write_backs += 1;
@@ -109,6 +122,8 @@ impl Channel {
             // A shared one must do for those who want a flush as well.
             let result = self.write_batch(&batch, flush).await;
             let mut state = self.image.lock();
+            let flushed = result.is_ok() && (flush || !batch.unlinked.is_empty());
+            state.unsynced = !flushed;
             state.end_batch(batch, result.is_ok());
             if result.is_ok() && flush {
                 state.write_back_done = number;
@@ -117,6 +132,43 @@ impl Channel {
             drop(claim);
             return result;
         }
+    }
+
+    /// Marks the image as dirty, stable, before anything is written whose refcounts are not.
+    async fn begin_lazy(&self) -> BlockResult {
+        if !self.image.lazy.load(Ordering::Relaxed) || self.image.lock().lazy {
+            return Ok(());
+        }
+        self.set_dirty_bit(true).await?;
+        self.image.lock().lazy = true;
+        Ok(())
+    }
+
+    /// Writes the refcounts that were put off, and takes the mark away. Drained.
+    pub(super) async fn end_lazy(&self) -> BlockResult {
+        if !std::mem::take(&mut self.image.lock().lazy) {
+            return Ok(());
+        }
+        let lazy = self.image.lazy.swap(false, Ordering::Relaxed);
+        let written = self.write_back(true).await;
+        self.image.lazy.store(lazy, Ordering::Relaxed);
+        match written {
+            Ok(()) => self.set_dirty_bit(false).await,
+            Err(error) => {
+                self.image.lock().lazy = true;
+                Err(error)
+            }
+        }
+    }
+
+    async fn set_dirty_bit(&self, dirty: bool) -> BlockResult {
+        let bits = {
+            let header = &self.image.lock().header;
+            if dirty { header.incompatible | incompatible::DIRTY } else { header.incompatible & !incompatible::DIRTY }
+        };
+        self.change_header(|sector| sector.set_incompatible(bits)).await?;
+        self.image.lock().header.incompatible = bits;
+        Ok(())
     }
 
     async fn write_batch(&self, batch: &Batch, flush: bool) -> BlockResult {

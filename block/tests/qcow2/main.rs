@@ -1,5 +1,6 @@
 //! Tests of the format qcow2, in one binary: against a model, against QEMU's programs, after crashes, on hostile images.
 
+mod bitmaps;
 mod checks;
 mod compressed;
 mod crash;
@@ -7,6 +8,7 @@ mod differential;
 mod foreign;
 mod hostile;
 mod images;
+mod properties;
 mod snapshots;
 #[path = "../../testing/mod.rs"]
 mod testing;
