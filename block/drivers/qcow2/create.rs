@@ -153,7 +153,7 @@ pub fn create(graph: &Graph, file: &str, data_file: Option<&str>, options: &Crea
         if let Err(error) = child.node().resize(0) {
             tracing::debug!("node \"{file}\": {error}");
         }
-        on_own_loop(|context| {
+        on_own_loop("qcow2-create", |context| {
             let channel = child.channel(context)?;
             context.run_until(async move {
                 let mut buffer = AlignedBuffer::new(image.len(), 4096);

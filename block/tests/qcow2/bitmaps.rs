@@ -29,6 +29,9 @@ fn pieces(ranges: &[(u64, u64)], granularity: u64) -> Vec<u64> {
     pieces
 }
 
+/// By name: granularity, whether it is enabled, what was written.
+type Model = BTreeMap<String, (u64, bool, Vec<(u64, u64)>)>;
+
 /// Opens, does something to the bitmaps, writes, closes; and that again. A model knows what is to be marked.
 fn run(seed: u64, create_options: &CreateOptions) {
     let place = TempDir::in_memory();
@@ -36,8 +39,7 @@ fn run(seed: u64, create_options: &CreateOptions) {
     create(&path, create_options);
     let mut random = Random::new(seed);
     let mut size = create_options.size;
-    // Name: granularity, enabled, what was written.
-    let mut model: BTreeMap<String, (u64, bool, Vec<(u64, u64)>)> = BTreeMap::new();
+    let mut model = Model::new();
     for round in 0..8 {
         let (graph, node) = opened(&options(&path));
         for step in 0..3 {
@@ -109,7 +111,7 @@ fn run(seed: u64, create_options: &CreateOptions) {
     }
 }
 
-fn compare(node: &std::sync::Arc<blockport_block::Node>, model: &BTreeMap<String, (u64, bool, Vec<(u64, u64)>)>) {
+fn compare(node: &std::sync::Arc<blockport_block::Node>, model: &Model) {
     let list = bitmaps(node).expect("they can be read");
     assert_eq!(list.len(), model.len());
     for info in list {
