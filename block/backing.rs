@@ -44,7 +44,7 @@ impl<'a> ImageChain<'a> {
 ///
 /// # Errors
 /// The name is no path, or relative to an image that has none.
-pub(crate) fn resolve(name: &str, image: Option<&str>) -> OpenResult<String> {
+pub fn resolve(name: &str, image: Option<&str>) -> OpenResult<String> {
     let path = match name.split_once(':') {
         Some(("file", path)) => path,
         // As in a URL; a colon after a slash is a part of the path.

@@ -30,6 +30,7 @@ pub use backend::{
     Attached, BackendChannel, BackendHurry, BackendNotice, BlockBackend, Completed, Notifier, Request, Submitted,
     TrayOpening,
 };
+pub use backing::resolve as resolve_path;
 pub use child::{Child, ChildChannel};
 pub use dev_ops::BlockDevOps;
 pub use drained::Drained;

@@ -39,6 +39,8 @@ pub struct ImageInfo {
     pub data_file_raw: bool,
     /// How many internal snapshots there are.
     pub snapshots: u32,
+    /// How many bitmaps there are.
+    pub bitmaps: u32,
 }
 
 /// What an active qcow2 node says of itself.
@@ -65,6 +67,7 @@ pub fn info(node: &Node) -> OpenResult<ImageInfo> {
             data_file: header.data_file.clone(),
             data_file_raw: header.autoclear & AUTOCLEAR_RAW_DATA != 0,
             snapshots: header.snapshots,
+            bitmaps: header.bitmaps.map_or(0, |directory| directory.count),
         })
     })
 }
