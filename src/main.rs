@@ -1,7 +1,7 @@
 //! The blockport daemon and its commands.
 //!
 //! This file owns the dispatch and the exit status: 0 after a clean stop, 1 for a failed start, 2 for a command line
-//! that cannot be understood.
+//! that cannot be understood; those of `img` and `io` are QEMU's.
 
 mod background;
 mod chardev;
@@ -47,10 +47,21 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Ok(Invocation::Img(args)) => ExitCode::from(commands::img::run(args)),
+        Ok(Invocation::Io(args)) => ExitCode::from(commands::io::run(args)),
         Ok(Invocation::Print(text)) => match std::io::stdout().write_all(text.as_bytes()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
-        Err(error) => ExitCode::from(error.report()),
+        Err(error) => {
+            let args: Vec<_> = std::env::args_os().skip(1).take(2).collect();
+            let status = error.report();
+            ExitCode::from(match args.first() {
+                Some(command) if (command == "img" || command == "io") && status > 0 => {
+                    commands::img::usage_status(args.get(1).and_then(|verb| verb.to_str()))
+                }
+                _ => status,
+            })
+        }
     }
 }

@@ -122,6 +122,10 @@ pub enum Invocation {
     Bench(commands::bench::BenchArgs),
     /// Command a running daemon.
     Ctl(commands::ctl::CtlArgs),
+    /// Work on images.
+    Img(commands::img::ImgArgs),
+    /// Send requests to an image.
+    Io(commands::io::IoArgs),
     /// Print a text to standard output and exit with 0.
     Print(String),
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod ctl;
+pub mod img;
+pub mod io;
 pub mod manual;
 pub mod serve;
 
@@ -29,6 +31,15 @@ pub enum Command {
     /// answers are printed as they are. The exit status is 1 if the daemon refused.
     Ctl(ctl::CtlArgs),
 
+    /// Make, look at, change and convert images, as qemu-img does
+    ///
+    /// The format of an image is stated or told by the end of its name; what is in it is never looked at. Images that
+    /// others use are refused. The exit statuses are qemu-img's.
+    Img(img::ImgArgs),
+
+    /// Send single requests to an image, as qemu-io does
+    Io(io::IoArgs),
+
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -48,6 +59,8 @@ pub fn invocation(command: Command) -> Result<Invocation, UsageError> {
         #[cfg(feature = "bench")]
         Command::Bench(args) => Ok(Invocation::Bench(args)),
         Command::Ctl(args) => Ok(Invocation::Ctl(args)),
+        Command::Img(args) => Ok(Invocation::Img(args)),
+        Command::Io(args) => Ok(Invocation::Io(args)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "blockport", &mut script);

@@ -1,0 +1,3 @@
+$ create -q -f qcow2 disk 4M
+@ -f qcow2 disk
+info

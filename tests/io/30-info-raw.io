@@ -1,0 +1,3 @@
+$ create -q -f raw disk 4M
+@ -f raw disk
+info

@@ -1,0 +1,6 @@
+@ 
+read 0 512
+length
+map
+close
+frobnicate
