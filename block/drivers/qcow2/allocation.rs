@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::geometry::{COPIED, Cluster};
-use super::mapping::Kind;
+use super::mapping::{Kind, Place};
 use super::state::{Attempt, Need, Pins, Span, State, Stop};
 use crate::driver::InFlight;
 
@@ -96,6 +96,11 @@ impl State {
     /// Where all of a write goes, if that is in place and in one piece, and whether the mapping is as stable as the file.
     /// `None` where more is to be done, or found out.
     pub(super) fn plan_in_place(&mut self, offset: u64, bytes: u64, pins: &Pins) -> Option<(u64, Arc<InFlight>, bool)> {
+        if let Some(Place { host, copied: true, slot }) = self.place(offset, bytes)
+            && self.check_overlap(host, bytes).is_ok()
+        {
+            return Some((host, self.pin(pins), self.is_settled(slot)));
+        }
         let run = self.run(offset, bytes).ok()?;
         match run.kind {
             Kind::Data { host, copied: true } if run.bytes == bytes && self.check_overlap(host, bytes).is_ok() => {

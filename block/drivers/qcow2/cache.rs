@@ -33,6 +33,9 @@ pub(super) type NumberSet = std::collections::HashSet<u64, BuildHasherDefault<Nu
 /// Words that are written together, as one sector of 4096 bytes at most has them.
 const DIRTY_UNIT_WORDS: usize = 512;
 
+/// How many slots are found without the map.
+const RECENT: usize = 256;
+
 struct Slot {
     key: u64,
     /// Where it lies in the file, in bytes.
@@ -73,6 +76,8 @@ impl Dirty {
 pub(super) struct Cache {
     slots: Vec<Slot>,
     by_key: NumberMap<usize>,
+    /// Slots that were found last, by the keys' last bits: a guess, which the slot's key tells right or wrong.
+    recent: [usize; RECENT],
     /// Where the search for a victim goes on: second chance.
     hand: usize,
     /// In pieces; more are kept only while all are dirty or fresh.
@@ -82,12 +87,29 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { slots: Vec::new(), by_key: NumberMap::default(), hand: 0, capacity: capacity.max(2), dirty: 0 }
+        Self {
+            slots: Vec::new(),
+            by_key: NumberMap::default(),
+            recent: [0; RECENT],
+            hand: 0,
+            capacity: capacity.max(2),
+            dirty: 0,
+        }
     }
 
     /// The slot of a piece, for the calls below until the lock is given up.
+    #[inline]
     pub(super) fn find(&mut self, key: u64) -> Option<usize> {
-        let at = *self.by_key.get(&key)?;
+        let place = (key % RECENT as u64) as usize;
+        let recent = self.recent[place];
+        let at = match self.slots.get(recent) {
+            Some(slot) if slot.key == key => recent,
+            _ => {
+                let at = *self.by_key.get(&key)?;
+                self.recent[place] = at;
+                at
+            }
+        };
         let slot = self.slots.get_mut(at)?;
         slot.referenced = true;
         slot.fresh = false;

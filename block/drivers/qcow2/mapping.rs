@@ -1,6 +1,6 @@
 //! Mapping: where on the host the bytes of a range of the disk are. It owns the walk over L2 entries; it changes nothing.
 
-use super::geometry::Cluster;
+use super::geometry::{COPIED, Cluster, OFFSET_MASK};
 use super::state::{Attempt, State};
 
 /// What a run of bytes of the disk is.
@@ -42,7 +42,35 @@ impl Kind {
     }
 }
 
+/// Bytes that are in one piece in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub host: u64,
+    /// Nobody else uses them.
+    pub copied: bool,
+    /// Where in the cache their slice is.
+    pub slot: usize,
+}
+
 impl State {
+    /// Where a range is that lies in one cluster, has its place, and whose mapping is in memory: what most requests ask.
+    /// `None` says nothing; [`State::run`] knows.
+    #[inline]
+    pub(super) fn place(&mut self, offset: u64, bytes: u64) -> Option<Place> {
+        let geometry = &self.geometry;
+        let inside = offset & (geometry.cluster_size() - 1);
+        if geometry.extended || geometry.data_file || inside + bytes > geometry.cluster_size() {
+            return None;
+        }
+        let at = geometry.word_of(offset);
+        let places = OFFSET_MASK & !(geometry.cluster_size() - 1);
+        let slot = self.slices.find(geometry.slice_number(offset))?;
+        let word = *self.slices.words(slot).get(at)?;
+        // No other flag is set, and no reserved bit.
+        let standard = word & !(places | COPIED) == 0 && word & places != 0;
+        standard.then_some(Place { host: (word & places) + inside, copied: word & COPIED != 0, slot })
+    }
+
     /// The run that begins at `offset`: at least 1 byte, at most `bytes`, which is not 0.
     pub(super) fn run(&mut self, offset: u64, bytes: u64) -> Attempt<Run> {
         let geometry = self.geometry;

@@ -24,6 +24,11 @@ impl Channel {
         let bytes = iovec::total_len(iov);
         let found = {
             let mut state = self.image.lock();
+            if let Some(place) = state.place(offset, bytes) {
+                let pin = state.pin(&self.pins);
+                drop(state);
+                return self.read_data(place.host, iov, pin);
+            }
             let run = state.run(offset, bytes);
             if let Ok(Run { kind: Kind::Compressed { offset, bytes: packed, skip }, bytes: run }) = run
                 && run == bytes

@@ -26,6 +26,8 @@ struct Guest {
     written: Vec<Vec<Written>>,
     /// Completed flushes: how long the log was at the end, and how many requests had completed before the beginning.
     flushes: Vec<(u64, u64)>,
+    /// Completed stable requests: how long the log was then, the first sector and the one behind the last, the request.
+    stable: Vec<(u64, u64, u64, u64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -112,10 +114,12 @@ fn run(seed: u64, options: &str, log: &str, batches: u64) -> Guest {
     context.run_until(async move {
         let sectors = (channel.length() as usize) / SECTOR;
         let mut random = Random::new(seed);
-        let mut guest = Guest { written: vec![Vec::new(); sectors], flushes: Vec::new() };
+        let mut guest = Guest { written: vec![Vec::new(); sectors], flushes: Vec::new(), stable: Vec::new() };
         let mut request = 0;
         for _ in 0..batches {
-            batch(&channel, &mut random, &mut guest, &mut request).await;
+            let stable = batch(&channel, &mut random, &mut guest, &mut request).await;
+            let length = std::fs::metadata(&log).expect("it exists").len();
+            guest.stable.extend(stable.into_iter().map(|(first, end, request)| (length, first, end, request)));
             if random.one_in(3) {
                 assert_eq!(channel.flush().await, Ok(()));
                 let length = std::fs::metadata(&log).expect("it exists").len();
@@ -126,7 +130,14 @@ fn run(seed: u64, options: &str, log: &str, batches: u64) -> Guest {
     })
 }
 
-async fn batch(channel: &Rc<ChildChannel>, random: &mut Random, guest: &mut Guest, request: &mut u64) {
+/// Returns the sectors, the first and the one behind the last, of stable requests, and their numbers.
+async fn batch(
+    channel: &Rc<ChildChannel>,
+    random: &mut Random,
+    guest: &mut Guest,
+    request: &mut u64,
+) -> Vec<(u64, u64, u64)> {
+    let mut stable = Vec::new();
     let sectors = guest.written.len() as u64;
     let count = 1 + random.below(8);
     let part = sectors / count;
@@ -149,6 +160,9 @@ async fn batch(channel: &Rc<ChildChannel>, random: &mut Random, guest: &mut Gues
                 (future, *request, false)
             }
         };
+        if flags.fua && !optional {
+            stable.push((first, first + length, *request));
+        }
         for written in &mut guest.written[first as usize..(first + length) as usize] {
             written.push(Written { value, request: *request, optional });
         }
@@ -160,6 +174,7 @@ async fn batch(channel: &Rc<ChildChannel>, random: &mut Random, guest: &mut Gues
     for result in join_all(futures).await {
         assert_eq!(result, Ok(()));
     }
+    stable
 }
 
 /// Checks that the disk holds what was flushed when the log was `position` bytes long, or something newer.
@@ -170,6 +185,13 @@ fn check_content(guest: &Guest, content: &[u8], position: u64, old: u64) {
         let value = u64::from_le_bytes(got[..8].try_into().expect("8 bytes"));
         assert!(got.chunks(8).all(|word| word == value.to_le_bytes()), "sector {sector} is a mixture");
         let mut allowed = vec![old];
+        let here = |&&(length, first, end, _): &&(u64, u64, u64, u64)| {
+            length <= position && (first..end).contains(&(sector as u64))
+        };
+        let by_itself = guest.stable.iter().filter(here).map(|(.., request)| *request).max().unwrap_or(0);
+        let flushed = guest.written[sector].iter().map(|written| written.request);
+        let flushed = flushed.filter(|request| *request <= stable).max().unwrap_or(0);
+        let stable = flushed.max(by_itself);
         for written in &guest.written[sector] {
             if written.request <= stable && !written.optional {
                 allowed.clear();

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use blockport_block::driver::WriteFlags;
-use blockport_block::drivers::qcow2::CreateOptions;
+use blockport_block::drivers::qcow2::{CreateOptions, check};
 use blockport_block::event::{self, BlockEvent};
 use blockport_block::iovec::AlignedBuffer;
 use blockport_block::{BlockError, BlockResult, Child, ChildChannel, Permissions};
@@ -411,4 +411,74 @@ fn a_cluster_is_not_used_anew_while_a_write_to_it_is_under_way() {
     });
     drop((child, node, graph));
     check_clean(&path);
+}
+
+/// Frees wait until the tables on disk no longer name what is freed, but not for the guest.
+#[test]
+fn a_guest_that_never_flushes_does_not_make_the_file_grow_for_ever() {
+    let place = TempDir::in_memory();
+    let path = place.path("disk");
+    for compressed in [false, true] {
+        create(&path, &CreateOptions { size: 4 << 20, cluster_size: 4096, ..CreateOptions::default() });
+        let (graph, node) = opened(&options(&path));
+        let child = user(&node, 512);
+        let context = context();
+        let channel_ = channel(&child, &context);
+        context.run_until(async move {
+            for round in 0..40u8 {
+                let mut buffer = AlignedBuffer::new(2 << 20, 4096);
+                buffer.fill_from(&vec![round; 2 << 20]);
+                let flags = WriteFlags { compressed: compressed && round % 2 == 0, ..PLAIN };
+                assert_eq!(channel_.pwritev(0, &[buffer.iov()], flags).await, Ok(()));
+                if !compressed {
+                    assert_eq!(
+                        channel_.pwrite_zeroes(0, 2 << 20, WriteFlags { may_unmap: true, ..PLAIN }).await,
+                        Ok(())
+                    );
+                }
+            }
+        });
+        let length = std::fs::metadata(&path).expect("it exists").len();
+        assert!(length <= 16 << 20, "{length} bytes after 80 MiB of writes to 2 MiB");
+        drop((child, node, graph));
+        check_clean(&path);
+    }
+}
+
+/// What the header might name is not given up, and what it does not name for sure is not used.
+#[test]
+fn a_header_that_cannot_be_written_leaves_the_image_whole() {
+    let place = TempDir::in_memory();
+    let path = place.path("disk");
+    for (rule, usable) in [
+        ("inject-error.0.iotype=write,file.inject-error.0.sector=0,file.inject-error.0.once=on", true),
+        ("inject-error.0.iotype=write,file.inject-error.0.sector=0", false),
+    ] {
+        create(&path, &CreateOptions { size: 256 << 10, cluster_size: 512, ..CreateOptions::default() });
+        let options =
+            format!("qcow2,file.driver=blkdebug,file.{rule},file.image.driver=file,file.image.filename={path}");
+        let (graph, node) = opened(&options);
+        let child = user(&node, 512);
+        let context = context();
+        let plain = channel(&child, &context);
+        context.run_until(async move { assert_eq!(write_at(&plain, 0, 5, 64 << 10).await, Ok(())) });
+        assert!(node.block_resize(8 << 20).is_err(), "the L1 table has to move");
+        let plain = channel(&child, &context);
+        context.run_until(async move {
+            let written = write_at(&plain, 64 << 10, 6, 64 << 10).await;
+            assert_eq!(written.is_ok(), usable);
+            assert_eq!(plain.flush().await.is_ok(), usable);
+        });
+        drop((child, node, graph));
+        {
+            let (_graph, node) = opened(&format!("qcow2,read-only=on,file.driver=file,file.filename={path}"));
+            let report = check(&node, false).expect("it can be read");
+            assert_eq!(report.errors, 0, "{report:?}");
+            assert!(!usable || report.leaks == 0, "{report:?}");
+        }
+        let content: Vec<u8> = [vec![5; 64 << 10], vec![6; 64 << 10], vec![0; 128 << 10]].concat();
+        if usable {
+            compare(&path, &content);
+        }
+    }
 }
