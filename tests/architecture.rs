@@ -20,6 +20,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("tests/frontend/memory.rs", "guest memory, which the back-end writes at any time"),
     ("tests/profiles/vhost_crate.rs", "descriptors are handed to the `vhost` crate in its own type"),
     ("tests/reference/disk.rs", "system calls that take addresses"),
+    ("vhost/dirty_log.rs", "memory shared with the front-end"),
     ("vhost/guest_memory.rs", "guest memory is mapped, and its addresses handed out"),
     ("vhost/inflight.rs", "memory shared with the front-end"),
     ("vhost/mapping.rs", "mmap"),

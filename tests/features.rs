@@ -29,6 +29,7 @@ const ALWAYS: u64 = feature::SEG_MAX
     | feature::TOPOLOGY
     | feature::CONFIG_WCE
     | feature::MQ
+    | feature::LOG_ALL
     | feature::INDIRECT_DESC
     | feature::EVENT_IDX
     | feature::PROTOCOL_FEATURES
@@ -75,15 +76,16 @@ fn packed_rings_are_offered_unless_the_export_is_told_not_to() {
 }
 
 #[test]
-fn what_is_not_served_yet_is_not_offered() {
+fn logging_for_migration_is_offered() {
     let offered = session(&Setup::null(1 << 20).start()).get_features();
-    assert_eq!(offered & feature::LOG_ALL, 0);
+    assert_ne!(offered & feature::LOG_ALL, 0);
 }
 
 #[test]
 fn the_protocol_features_that_are_served_are_offered() {
     let offered = session(&Setup::null(1 << 20).start()).get_protocol_features();
     let served = protocol::MQ
+        | protocol::LOG_SHMFD
         | protocol::REPLY_ACK
         | protocol::BACKEND_REQ
         | protocol::CONFIG
@@ -104,7 +106,7 @@ fn protocol_features_that_would_break_front_ends_are_never_offered() {
 #[test]
 fn protocol_features_that_do_not_work_yet_are_not_offered() {
     let offered = session(&Setup::null(1 << 20).start()).get_protocol_features();
-    let later = protocol::LOG_SHMFD | protocol::DEVICE_STATE | protocol::GET_VRING_BASE_INFLIGHT;
+    let later = protocol::DEVICE_STATE | protocol::GET_VRING_BASE_INFLIGHT;
     assert_eq!(offered & later, 0, "{offered:#x} offered");
 }
 

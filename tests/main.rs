@@ -23,6 +23,7 @@ mod config_space;
 mod connections;
 mod contract;
 mod differential;
+mod dirty_log;
 mod engines;
 mod error_policies;
 mod faults;

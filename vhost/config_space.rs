@@ -21,6 +21,9 @@ pub(crate) const RANGE_SECTORS_MAX: u32 = 1 << 22;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 pub(crate) const F_PROTOCOL_FEATURES: u32 = 30;
 
+/// VHOST_F_LOG_ALL: changes with the migration, not with the rings. No guest driver sees it.
+pub(crate) const F_LOG_ALL: u32 = 26;
+
 /// `1 << bit`.
 pub(crate) const fn bit(bit: u32) -> u64 {
     1 << bit
@@ -45,6 +48,7 @@ pub(crate) fn features(settings: &ExportSettings, can_discard: bool) -> u64 {
         | bit(VIRTIO_BLK_F_MQ)
         | bit(VIRTIO_RING_F_INDIRECT_DESC)
         | bit(VIRTIO_RING_F_EVENT_IDX)
+        | bit(F_LOG_ALL)
         | bit(F_PROTOCOL_FEATURES)
         | bit(VIRTIO_F_VERSION_1);
     if settings.writable {

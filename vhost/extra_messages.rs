@@ -23,6 +23,7 @@ pub(crate) const PAYLOAD_MAX: u32 = 4096;
 const DESCRIPTORS_MAX: usize = 32;
 
 /// Requests that are served here.
+pub(crate) const SET_LOG_FD: u32 = 7;
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
 /// Sent by us on the back-end channel.
 const BACKEND_CONFIG_CHANGE_MSG: u32 = 2;
@@ -133,13 +134,18 @@ pub(crate) fn is_unix_stream(socket: &OwnedFd) -> bool {
 /// Takes a SET_BACKEND_REQ_FD, whose header was peeked at: the crate wraps the socket in an object that cannot send a
 /// config change. `Ok(None)`: it carried no socket.
 pub(crate) fn take_backend_channel(socket: &UnixStream, header: Header) -> io::Result<Option<UnixStream>> {
+    let channel = take(socket, header)?.filter(is_unix_stream);
+    Ok(channel.map(UnixStream::from))
+}
+
+/// Takes a message whose header was peeked at, and its descriptor.
+pub(crate) fn take(socket: &UnixStream, header: Header) -> io::Result<Option<OwnedFd>> {
     let mut raw = vec![0u8; HEADER_BYTES + header.size as usize];
     let (got, file) = socket.recv_with_fd(&mut raw)?;
     if got != raw.len() {
-        return Err(io::Error::other("SET_BACKEND_REQ_FD came in pieces"));
+        return Err(io::Error::other(format!("message {} came in pieces", header.request)));
     }
-    let channel = file.map(OwnedFd::from).filter(is_unix_stream);
-    Ok(channel.map(UnixStream::from))
+    Ok(file.map(OwnedFd::from))
 }
 
 /// Acknowledges a message that was taken here.

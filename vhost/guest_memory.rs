@@ -180,6 +180,13 @@ impl GuestMemory {
         region.host_at(user_addr - region.user_addr, len, align)
     }
 
+    /// The guest address of what an [`IoVec`] from here points to.
+    pub(crate) fn host_to_guest(&self, host: usize) -> Option<u64> {
+        let offset = |range: &Range| host.checked_sub(range.host).map(|inside| inside as u64);
+        let found = self.ranges.iter().find(|range| offset(range).is_some_and(|inside| inside < range.size))?;
+        Some(found.guest_addr + offset(found)?)
+    }
+
     #[inline]
     fn find(&self, guest_addr: u64) -> Option<&Range> {
         // Few ranges, and most of the memory is in the last: from behind.

@@ -3,6 +3,7 @@
 
 mod config_space;
 mod device_stop;
+mod dirty_log;
 mod export;
 mod extra_messages;
 mod guest_memory;

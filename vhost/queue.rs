@@ -19,6 +19,7 @@ use blockport_block::event::{self, BlockEvent};
 use blockport_block::{BackendChannel, BlockError};
 
 use crate::device_stop::DeviceStop;
+use crate::dirty_log::RingLog;
 use crate::guest_memory::GuestMemory;
 use crate::virtio_blk::{self, DeviceModel, Failed, Pending, Started};
 use crate::virtqueue::{Chain, RingError, VirtQueue};
@@ -78,7 +79,8 @@ impl SpareChains {
         self.0.borrow_mut().pop()
     }
 
-    fn give(&self, chain: Chain) {
+    fn give(&self, mut chain: Chain) {
+        chain.memory = None;
         // A few long chains must not make all of them keep their length in memory.
         if chain.iov.capacity() <= SPARE_BUFFERS_MAX {
             self.0.borrow_mut().push(chain);
@@ -214,6 +216,11 @@ impl Queue {
         }
     }
 
+    /// Logs what is written into guest memory from now on, or no longer. Requests that are in flight count.
+    pub(crate) fn set_log(&self, log: Option<RingLog>) {
+        self.ring.borrow_mut().set_log(log);
+    }
+
     /// Pops nothing until [`Queue::resume`], and returns when nothing is in flight but what is kept.
     pub(crate) async fn pause(&self) {
         self.stopping.set(true);
@@ -321,9 +328,8 @@ impl Queue {
                 Ok(false) => break ring.is_lost().then_some(RingError::MemoryLost),
                 Err(error) => break Some(error),
             }
-            let head = chain.head;
             match virtio_blk::start(&mut chain, &self.device, &self.channel) {
-                Started::Done { written } => ring.push(head, written),
+                Started::Done { written } => ring.complete(&chain, written),
                 Started::Pending(pending) => {
                     self.hand_over(pending);
                     chain = self.spare.take().unwrap_or_default();
@@ -351,7 +357,7 @@ impl Queue {
 
     /// Returns a request that was in flight to the guest.
     fn end(self: &Rc<Self>, chain: Chain, written: u32) {
-        self.ring.borrow_mut().push(chain.head, written);
+        self.ring.borrow_mut().complete(&chain, written);
         self.spare.give(chain);
         self.mark_dirty();
         self.in_flight.set(self.in_flight.get() - 1);

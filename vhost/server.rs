@@ -292,6 +292,14 @@ fn serve_message(
             (false, false) => Err("SET_BACKEND_REQ_FD without a socket, or without BACKEND_REQ negotiated".into()),
         };
     }
+    if header.request == extra_messages::SET_LOG_FD {
+        // To be signalled when the log has changed; a front-end may look at any time, and those that there are do.
+        extra_messages::take(socket, header).map_err(|e| e.to_string())?;
+        return match session.acknowledges() && header.needs_reply() {
+            true => extra_messages::acknowledge(socket, header, true).map_err(|e| e.to_string()),
+            false => Ok(()),
+        };
+    }
     match handler.handle_request() {
         Ok(()) => Ok(()),
         // Refused by our own handler, and the front-end was told: the stream is in step, the connection goes on.

@@ -3,6 +3,7 @@
 
 mod config_news;
 mod inflight;
+mod logging;
 mod rings;
 
 use std::fs::File;
@@ -19,7 +20,6 @@ use vhost::vhost_user::message::{
     VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use crate::config_space::{self, F_PROTOCOL_FEATURES, bit};
 use crate::export::ExportState;
@@ -28,9 +28,6 @@ use crate::notifier::{can_be_polled, take_notifier};
 use crate::virtqueue::{RingError, VirtQueue};
 use config_news::ConfigNews;
 use rings::{Addresses, SessionState, Vring};
-
-/// VHOST_F_LOG_ALL: changes with the migration, not with the rings.
-const F_LOG_ALL: u32 = 26;
 
 /// Why a guest driver without VIRTIO_F_VERSION_1 is refused.
 const LEGACY: &str = "VIRTIO_F_VERSION_1 is not accepted, and devices older than virtio 1.0 are not offered";
@@ -134,11 +131,6 @@ impl Session {
             _ => Err(refuse(format_args!("queue {index} of {}, counted from 0", self.export.settings.num_queues))),
         }
     }
-
-    /// The write cache that the guest driver gets by what it negotiated (§5.2.5, and the spec's section 4).
-    fn apply_write_cache(&self, features: u64) {
-        self.export.write_cache.negotiated(features, &self.export.backend);
-    }
 }
 
 fn map_single(region: &VhostUserSingleMemoryRegion, file: File) -> Result<MemoryRegion> {
@@ -182,28 +174,7 @@ impl VhostUserBackendReqHandler for Session {
     }
 
     fn set_features(&self, features: u64) -> Result<()> {
-        self.handle("SET_FEATURES", |state| {
-            let unknown = features & !(self.export.features | bit(F_LOG_ALL));
-            if unknown != 0 {
-                return Err(refuse(format_args!("feature bits {unknown:#x} were not offered")));
-            }
-            if features & bit(F_LOG_ALL) != 0 {
-                return Err(refuse("logging for live migration was not offered"));
-            }
-            if features & bit(VIRTIO_F_VERSION_1) == 0 {
-                return Err(refuse(LEGACY));
-            }
-            let changed = (features ^ state.features) & !bit(F_LOG_ALL);
-            if changed != 0 && state.vrings.iter().any(|vring| vring.started) {
-                return Err(refuse(format_args!("feature bits {changed:#x} change while rings run")));
-            }
-            if changed != 0 {
-                self.apply_write_cache(features);
-                self.keep_write_cache(state);
-            }
-            state.features = features;
-            Ok(())
-        })
+        self.handle("SET_FEATURES", |state| self.change_features(state, features))
     }
 
     fn set_mem_table(
@@ -254,11 +225,11 @@ impl VhostUserBackendReqHandler for Session {
     fn set_vring_addr(
         &self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         self.handle("SET_VRING_ADDR", |state| {
             let index = self.queue_index(index)?;
@@ -269,14 +240,16 @@ impl VhostUserBackendReqHandler for Session {
                 // QEMU sends it again when logging changes; the ring stays where it is.
                 let same =
                     vring.addresses.is_some_and(|old| (old.desc, old.avail, old.used) == (descriptor, available, used));
-                return if same { Ok(()) } else { Err(refuse("the ring is running")) };
+                if !same {
+                    return Err(refuse("the ring is running"));
+                }
             }
             let layout = self.layout(vring.size, addresses);
             if vring.size > 0 {
                 VirtQueue::new(memory, layout, features, 0).map_err(refuse)?;
             }
             vring.addresses = Some(addresses);
-            Ok(())
+            self.keep_log_addr(state, index, flags, log, features.used_bytes(layout.size))
         })
     }
 
@@ -367,6 +340,7 @@ impl VhostUserBackendReqHandler for Session {
 
     fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIG
@@ -494,7 +468,7 @@ impl VhostUserBackendReqHandler for Session {
         Err(Error::InvalidMessage)
     }
 
-    fn set_log_base(&self, _: &VhostUserLog, _: File) -> Result<()> {
-        Err(Error::InvalidMessage)
+    fn set_log_base(&self, log: &VhostUserLog, file: File) -> Result<()> {
+        self.handle("SET_LOG_BASE", |state| self.keep_log(state, log, &file))
     }
 }

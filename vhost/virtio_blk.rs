@@ -81,8 +81,6 @@ pub(crate) struct Pending {
     chain: Option<Chain>,
     parsed: Parsed,
     work: Work,
-    /// See [`Failed::hold`].
-    memory: Option<Arc<GuestMemory>>,
 }
 
 /// A request that the block layer has failed. What becomes of it is decided by the error policy; nothing is written yet.
@@ -90,7 +88,6 @@ pub(crate) struct Failed {
     chain: Chain,
     parsed: Parsed,
     error: BlockError,
-    memory: Option<Arc<GuestMemory>>,
 }
 
 impl Failed {
@@ -111,7 +108,7 @@ impl Failed {
 
     /// Keeps the memory that its buffers are in, for as long as the request lives.
     pub(crate) fn hold(&mut self, memory: &Arc<GuestMemory>) {
-        self.memory.get_or_insert_with(|| memory.clone());
+        self.chain.memory.get_or_insert_with(|| memory.clone());
     }
 
     /// Answers with the error. Returns the chain, and how many of its bytes were written.
@@ -129,13 +126,7 @@ impl Failed {
     /// Does it once more. The chain comes back in `chain`, unless the request has taken it again.
     pub(crate) fn retry(self, chain: &mut Chain, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
         *chain = self.chain;
-        let mut started = dispatch(chain, self.parsed, device, channel);
-        match &mut started {
-            Started::Done { .. } => {}
-            Started::Pending(pending) => pending.memory = self.memory,
-            Started::Failed(failed) => failed.memory = self.memory,
-        }
-        started
+        dispatch(chain, self.parsed, device, channel)
     }
 }
 
@@ -159,7 +150,7 @@ impl Future for Pending {
         let (chain, parsed) = (this.chain.take().unwrap_or_default(), this.parsed);
         Poll::Ready(match result {
             Ok(()) => Ok((chain, finish(parsed.status, parsed.room, VIRTIO_BLK_S_OK))),
-            Err(error) => Err(Failed { chain, parsed, error, memory: this.memory.take() }),
+            Err(error) => Err(Failed { chain, parsed, error }),
         })
     }
 }
@@ -185,7 +176,10 @@ fn finish(status: IoVec, room: Room, code: u32) -> u32 {
 #[inline]
 pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
     // No room for a status: nothing can be answered, and nothing is done.
-    let Some(status) = take_status(chain) else { return answered(0) };
+    let Some(status) = take_status(chain) else {
+        chain.status = None;
+        return answered(0);
+    };
     let (readable, data_in) = chain.iov.split_at_mut(chain.readable);
     let in_bytes = u32::try_from(iovec::total_len(data_in)).unwrap_or(u32::MAX);
     let Some((header, from)) = take_header(readable) else {
@@ -235,14 +229,14 @@ fn dispatch(chain: &mut Chain, parsed: Parsed, device: &DeviceModel, channel: &R
         Submitted::Done(Err(error)) => failed(chain, parsed, error),
         Submitted::Pending(request) => {
             let (chain, work) = (Some(std::mem::take(chain)), Work::One(request));
-            Started::Pending(Pending { chain, parsed, work, memory: None })
+            Started::Pending(Pending { chain, parsed, work })
         }
     }
 }
 
 #[cold]
 fn failed(chain: &mut Chain, parsed: Parsed, error: BlockError) -> Started {
-    Started::Failed(Failed { chain: std::mem::take(chain), parsed, error, memory: None })
+    Started::Failed(Failed { chain: std::mem::take(chain), parsed, error })
 }
 
 /// A request of several segments, or why it is none.
@@ -256,7 +250,7 @@ fn start_several(
     match several {
         Ok(future) => {
             let chain = Some(std::mem::take(chain));
-            Started::Pending(Pending { chain, parsed, work: Work::Several(future), memory: None })
+            Started::Pending(Pending { chain, parsed, work: Work::Several(future) })
         }
         Err(Refusal::IoError) => refuse(kind, channel, parsed.status, parsed.room),
         Err(Refusal::Unsupported) => answered(finish(parsed.status, parsed.room, VIRTIO_BLK_S_UNSUPP)),
@@ -287,6 +281,7 @@ fn take_status(chain: &mut Chain) -> Option<IoVec> {
     if last.is_empty() {
         chain.iov.pop();
     }
+    chain.status = Some(status);
     Some(status)
 }
 

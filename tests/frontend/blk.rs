@@ -211,7 +211,7 @@ impl Framing {
 #[derive(Debug)]
 pub struct Ticket {
     pub head: u16,
-    buffers: Vec<Buffer>,
+    pub buffers: Vec<Buffer>,
     room: u32,
 }
 

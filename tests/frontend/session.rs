@@ -270,6 +270,26 @@ impl Session {
         self.tell(code::SET_CONFIG, &config_bytes(offset, data.len() as u32, data), &[])
     }
 
+    /// Gives a log. Accepted when the back-end says that it writes to no other any more.
+    pub fn set_log_base(&self, log: BorrowedFd<'_>, size: u64, offset: u64) -> Ack {
+        let payload = [size.to_ne_bytes(), offset.to_ne_bytes()].concat();
+        if self.connection.send(code::SET_LOG_BASE, 0, &payload, &[log]).is_err() {
+            return Ack::Closed;
+        }
+        match self.connection.receive() {
+            Ok(reply) => {
+                assert_eq!(reply.code, code::SET_LOG_BASE, "the reply answers another message");
+                Ack::Accepted
+            }
+            Err(NoReply::Closed) => Ack::Closed,
+            Err(NoReply::Silent) => panic!("no answer to SET_LOG_BASE"),
+        }
+    }
+
+    pub fn set_log_fd(&self, fd: BorrowedFd<'_>) -> Ack {
+        self.tell(code::SET_LOG_FD, &0u64.to_ne_bytes(), &[fd])
+    }
+
     pub fn set_backend_req_fd(&self, fd: BorrowedFd<'_>) -> Ack {
         self.tell(code::SET_BACKEND_REQ_FD, &[], &[fd])
     }

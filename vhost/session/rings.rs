@@ -11,7 +11,8 @@ use virtio_bindings::bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VE
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::{LEGACY, Session, refuse};
-use crate::config_space::bit;
+use crate::config_space::{F_LOG_ALL, bit};
+use crate::dirty_log::DirtyLog;
 use crate::guest_memory::GuestMemory;
 use crate::inflight::InflightRegion;
 use crate::queue::{Notifiers, Queue, QueueSetup};
@@ -27,6 +28,8 @@ pub(super) struct SessionState {
     pub(super) vrings: Vec<Vring>,
     /// What the front-end keeps for us over our death.
     pub(super) inflight: Option<Arc<InflightRegion>>,
+    /// Where the front-end wants to be told what we write.
+    pub(super) log: Option<Arc<DirtyLog>>,
 }
 
 /// What is known of one ring, started or not. Addresses are the front-end's own.
@@ -42,6 +45,8 @@ pub(super) struct Vring {
     pub(super) error: Option<Arc<OwnedFd>>,
     pub(super) enabled: bool,
     pub(super) started: bool,
+    /// The address in the log of what we write into the ring itself; `None`: that is not logged.
+    pub(super) log_addr: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -63,6 +68,31 @@ impl SessionState {
 }
 
 impl Session {
+    /// Takes the features that were acknowledged. What changes while rings run is LOG_ALL at most.
+    pub(super) fn change_features(&self, state: &mut SessionState, features: u64) -> Result<()> {
+        let unknown = features & !self.export.features;
+        if unknown != 0 {
+            return Err(refuse(format_args!("feature bits {unknown:#x} were not offered")));
+        }
+        if features & bit(VIRTIO_F_VERSION_1) == 0 {
+            return Err(refuse(LEGACY));
+        }
+        let changed = (features ^ state.features) & !bit(F_LOG_ALL);
+        if changed != 0 && state.vrings.iter().any(|vring| vring.started) {
+            return Err(refuse(format_args!("feature bits {changed:#x} change while rings run")));
+        }
+        if changed != 0 {
+            self.export.write_cache.negotiated(features, &self.export.backend);
+            self.keep_write_cache(state);
+        }
+        let logging = (features ^ state.features) & bit(F_LOG_ALL) != 0;
+        state.features = features;
+        if logging {
+            self.log_anew(state);
+        }
+        Ok(())
+    }
+
     /// Starts a ring on its iothread.
     pub(super) fn start(&self, state: &mut SessionState, index: usize) -> Result<()> {
         if state.features & bit(VIRTIO_F_VERSION_1) == 0 {
@@ -74,13 +104,13 @@ impl Session {
         }
         let no_part = || refuse("the in-flight region has no part for this queue");
         let part = state.inflight.as_ref().map(|region| region.part(index).ok_or_else(no_part)).transpose()?;
-        let memory = state.memory.clone();
+        let (memory, log) = (state.memory.clone(), state.log_of(index));
         let vring = &mut state.vrings[index];
         let Some(addresses) = vring.addresses else {
             return Err(refuse("the ring was started before its addresses were set"));
         };
         let layout = self.layout(vring.size, addresses);
-        let ring = match part {
+        let mut ring = match part {
             // Whatever SET_VRING_BASE says: after our death, QEMU knows only what was completed.
             Some(part) => VirtQueue::with_inflight(memory, layout, features, vring.base, part).map_err(refuse)?,
             None => {
@@ -92,6 +122,10 @@ impl Session {
                 ring
             }
         };
+        ring.set_log(log);
+        if state.inflight.is_some() {
+            ring.log_all();
+        }
         let setup = QueueSetup {
             name: format!("{}, queue {index}", self.export.name()),
             // There are at most 256.

@@ -66,7 +66,7 @@ impl Disk {
         let mut iov = pieces(front);
         let readable = iov.len();
         iov.extend(pieces(back));
-        let mut chain = Chain { head: 7.into(), iov, readable };
+        let mut chain = Chain { head: 7.into(), iov, readable, ..Chain::default() };
         let written = match start(&mut chain, &self.device, &self.channel) {
             Started::Done { written } => written,
             Started::Failed(failed) => {

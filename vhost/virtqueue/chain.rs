@@ -1,6 +1,8 @@
 //! Chain: what a ring gives out, and how one is put together from descriptors, whatever the ring's layout. It owns the
 //! rules that split and packed rings share: the order of buffers, what lies in guest memory, where a table is.
 
+use std::sync::Arc;
+
 use blockport_block::iovec::{self, IoVec};
 
 use super::RingError;
@@ -27,7 +29,7 @@ impl From<u16> for Head {
 }
 
 /// A popped descriptor chain: who pops it pushes it exactly once.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Chain {
     /// By what it is returned.
     pub head: Head,
@@ -35,6 +37,10 @@ pub struct Chain {
     pub iov: Vec<IoVec>,
     /// How many of them are readable.
     pub readable: usize,
+    /// Where the status byte is that was cut off the writable buffers.
+    pub(crate) status: Option<IoVec>,
+    /// The memory that the buffers are in, if that need not be the ring's any more.
+    pub(crate) memory: Option<Arc<GuestMemory>>,
 }
 
 impl Chain {

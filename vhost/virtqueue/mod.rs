@@ -2,6 +2,7 @@
 //! descriptor chain contains.
 
 mod chain;
+mod logged;
 mod packed;
 mod split;
 mod tracked;
@@ -9,9 +10,11 @@ mod tracked;
 use std::fs::File;
 use std::sync::Arc;
 
+use crate::dirty_log::RingLog;
 use crate::guest_memory::GuestMemory;
 use crate::inflight::{InflightRegion, Part};
 pub use chain::{Chain, Head};
+use logged::Logged;
 use packed::PackedRing;
 use split::SplitRing;
 use tracked::Tracked;
@@ -25,6 +28,13 @@ pub struct RingFeatures {
     pub indirect: bool,
     /// VIRTIO_F_RING_PACKED: the layout of the ring.
     pub packed: bool,
+}
+
+impl RingFeatures {
+    /// The bytes of a ring that are ours to write, of what SET_VRING_ADDR calls the used ring.
+    pub(crate) fn used_bytes(self, size: u16) -> u64 {
+        if self.packed { packed::EVENT_BYTES } else { split::used_bytes(size) }
+    }
 }
 
 /// Where a ring is and how large. Addresses are the front-end's own.
@@ -92,8 +102,8 @@ pub enum RingError {
     /// The in-flight region is not what we left.
     #[error("the in-flight region {0}")]
     Inflight(&'static str),
-    /// The file behind guest memory was truncated.
-    #[error("the front-end truncated the guest's memory")]
+    /// The file behind guest memory, the in-flight region or the dirty log was truncated.
+    #[error("the front-end truncated memory that it shares")]
     MemoryLost,
 }
 
@@ -108,6 +118,8 @@ enum Ring {
     Packed(PackedRing),
     /// Either, with a part of the in-flight region.
     Tracked(Box<Tracked>),
+    /// Any of these, while the guest is migrated.
+    Logged(Box<Logged>),
 }
 
 impl VirtQueue {
@@ -182,7 +194,7 @@ impl VirtQueue {
     pub fn resume_at_used(&mut self) {
         match &mut self.ring {
             Ring::Split(ring) => ring.resume_at_used(),
-            Ring::Packed(_) | Ring::Tracked(_) => {}
+            Ring::Packed(_) | Ring::Tracked(_) | Ring::Logged(_) => {}
         }
     }
 
@@ -196,6 +208,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.pop(chain),
             Ring::Packed(ring) => ring.pop(chain),
             Ring::Tracked(ring) => ring.pop(chain),
+            Ring::Logged(ring) => ring.pop(chain),
         }
     }
 
@@ -207,6 +220,16 @@ impl VirtQueue {
             Ring::Split(ring) => ring.push(head, written),
             Ring::Packed(ring) => ring.push(head, written),
             Ring::Tracked(ring) => ring.push(head, written),
+            Ring::Logged(ring) => ring.push(head, written),
+        }
+    }
+
+    /// Returns a chain that was carried out, with the number of bytes written, as [`VirtQueue::push`] does.
+    #[inline]
+    pub(crate) fn complete(&mut self, chain: &Chain, written: u32) {
+        match &mut self.ring {
+            Ring::Logged(ring) => ring.complete(chain, written),
+            _ => self.push(chain.head, written),
         }
     }
 
@@ -217,6 +240,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.publish(),
             Ring::Packed(ring) => ring.publish(),
             Ring::Tracked(ring) => ring.publish(),
+            Ring::Logged(ring) => ring.publish(),
         }
     }
 
@@ -227,6 +251,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.has_more(),
             Ring::Packed(ring) => ring.has_more(),
             Ring::Tracked(ring) => ring.has_more(),
+            Ring::Logged(logged) => logged.ring.has_more(),
         }
     }
 
@@ -237,6 +262,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.suppress_kicks(),
             Ring::Packed(ring) => ring.suppress_kicks(),
             Ring::Tracked(ring) => ring.suppress_kicks(),
+            Ring::Logged(ring) => ring.suppress_kicks(),
         }
     }
 
@@ -247,6 +273,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.enable_kicks(),
             Ring::Packed(ring) => ring.enable_kicks(),
             Ring::Tracked(ring) => ring.enable_kicks(),
+            Ring::Logged(ring) => ring.enable_kicks(),
         }
     }
 
@@ -256,6 +283,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.next_avail().into(),
             Ring::Packed(ring) => ring.base(),
             Ring::Tracked(ring) => ring.base(),
+            Ring::Logged(logged) => logged.ring.base(),
         }
     }
 
@@ -268,12 +296,62 @@ impl VirtQueue {
             Ring::Split(ring) => ring.set_memory(memory),
             Ring::Packed(ring) => ring.set_memory(memory),
             Ring::Tracked(ring) => ring.set_memory(memory),
+            Ring::Logged(logged) => logged.ring.set_memory(memory),
         }
     }
 
-    /// Whether the front-end truncated the memory, or the in-flight region, under us.
+    /// Whether the front-end truncated the memory, the in-flight region or the log under us.
     pub(crate) fn is_lost(&self) -> bool {
-        self.memory().is_lost() || matches!(&self.ring, Ring::Tracked(ring) if ring.is_lost())
+        match &self.ring {
+            Ring::Split(ring) => ring.memory().is_lost(),
+            Ring::Packed(ring) => ring.memory().is_lost(),
+            Ring::Tracked(ring) => ring.memory().is_lost() || ring.is_lost(),
+            Ring::Logged(logged) => logged.is_lost() || logged.ring.is_lost(),
+        }
+    }
+
+    /// Begins, changes or ends the logging of what is written into guest memory.
+    pub(crate) fn set_log(&mut self, log: Option<RingLog>) {
+        let nowhere = Self::nowhere(self.memory().clone());
+        match (&mut self.ring, log) {
+            (Ring::Logged(logged), Some(log)) => logged.log = log,
+            (Ring::Logged(logged), None) => {
+                *self = std::mem::replace(&mut logged.ring, nowhere);
+            }
+            (_, Some(log)) => {
+                let ring = std::mem::replace(self, nowhere);
+                self.ring = Ring::Logged(Box::new(Logged { ring, log }));
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// Notes all of the ring in its log, if it has one: at its start it may have been repaired.
+    pub(crate) fn log_all(&self) {
+        if let Ring::Logged(logged) = &self.ring {
+            logged.mark_all();
+        }
+    }
+
+    /// What stands in a ring's place while it is moved. It is never used.
+    fn nowhere(memory: Arc<GuestMemory>) -> Self {
+        Self { ring: Ring::Split(SplitRing::nowhere(memory)) }
+    }
+
+    fn split(&self) -> Option<&SplitRing> {
+        match &self.ring {
+            Ring::Split(ring) => Some(ring),
+            Ring::Tracked(tracked) => tracked.split(),
+            Ring::Packed(_) | Ring::Logged(_) => None,
+        }
+    }
+
+    fn packed(&self) -> Option<&PackedRing> {
+        match &self.ring {
+            Ring::Packed(ring) => Some(ring),
+            Ring::Tracked(tracked) => tracked.packed(),
+            Ring::Split(_) | Ring::Logged(_) => None,
+        }
     }
 
     /// The memory table in use.
@@ -282,6 +360,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.memory(),
             Ring::Packed(ring) => ring.memory(),
             Ring::Tracked(ring) => ring.memory(),
+            Ring::Logged(logged) => logged.ring.memory(),
         }
     }
 }

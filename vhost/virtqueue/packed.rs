@@ -36,13 +36,13 @@ struct Descriptor {
     flags: u16,
 }
 
-const DESCRIPTOR_BYTES: u64 = size_of::<Descriptor>() as u64;
+pub(super) const DESCRIPTOR_BYTES: u64 = size_of::<Descriptor>() as u64;
 const ID_OFFSET: usize = std::mem::offset_of!(Descriptor, id);
 const LEN_OFFSET: usize = std::mem::offset_of!(Descriptor, len);
 const FLAGS_OFFSET: usize = std::mem::offset_of!(Descriptor, flags);
 
 /// An event suppression structure (§2.8.14): the position in the low half, the flags in the high one.
-const EVENT_BYTES: u64 = 4;
+pub(super) const EVENT_BYTES: u64 = 4;
 const EVENT_FLAGS_SHIFT: u32 = 16;
 const EVENT_FLAGS_MASK: u32 = 3;
 
@@ -228,6 +228,11 @@ impl PackedRing {
         self.layout.size
     }
 
+    /// The entry that shows the batch of completions when it is published.
+    pub(super) fn batch_entry(&self) -> Option<u16> {
+        self.batch.map(|(index, _)| index)
+    }
+
     pub(super) fn next_avail(&self) -> Place {
         self.next_avail
     }
@@ -304,7 +309,7 @@ impl PackedRing {
     }
 
     #[inline]
-    fn entry(&self, index: u16) -> *mut u8 {
+    pub(super) fn entry(&self, index: u16) -> *mut u8 {
         self.parts.desc.wrapping_add(usize::from(index) * DESCRIPTOR_BYTES as usize)
     }
 

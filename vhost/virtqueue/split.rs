@@ -42,6 +42,9 @@ const FLAGS: usize = 0;
 const INDEX: usize = 2;
 const ENTRIES: usize = 4;
 
+/// Where in the used ring its index is, and how many bytes it has.
+pub(super) const USED_INDEX: (u64, u64) = (INDEX as u64, 2);
+
 /// The host addresses of the three parts. Valid as long as the table they were looked up in is held.
 #[derive(Clone, Copy)]
 struct Parts {
@@ -77,12 +80,17 @@ pub(super) struct SplitRing {
 // time, as every method that touches them takes `&mut self`.
 unsafe impl Send for SplitRing {}
 
+/// The bytes of the used ring, the event field included (§2.7.8).
+pub(super) fn used_bytes(size: u16) -> u64 {
+    ENTRIES as u64 + 8 * u64::from(size) + 2
+}
+
 fn look_up(memory: &GuestMemory, layout: &RingLayout) -> Result<Parts, RingError> {
     let size = u64::from(layout.size);
     let desc = memory.user_to_host(layout.desc, size * DESCRIPTOR_BYTES, 16);
     // With the event fields behind, whether or not they are negotiated.
     let avail = memory.user_to_host(layout.avail, ENTRIES as u64 + 2 * size + 2, 2);
-    let used = memory.user_to_host(layout.used, ENTRIES as u64 + 8 * size + 2, 4);
+    let used = memory.user_to_host(layout.used, used_bytes(layout.size), 4);
     match (desc, avail, used) {
         (Some(desc), Some(avail), Some(used)) => Ok(Parts { desc: desc.cast_const().cast(), avail, used }),
         _ => Err(RingError::Addresses),
@@ -121,6 +129,25 @@ impl SplitRing {
         Ok(ring)
     }
 
+    /// A ring that is nowhere, and never used.
+    pub(super) fn nowhere(memory: Arc<GuestMemory>) -> Self {
+        let parts = Parts { desc: std::ptr::null(), avail: std::ptr::null_mut(), used: std::ptr::null_mut() };
+        Self {
+            parts,
+            memory,
+            layout: RingLayout { size: 1, desc: 0, avail: 0, used: 0, indirect_max: 0 },
+            features: RingFeatures::default(),
+            mask: 0,
+            next_avail: 0,
+            seen_avail: 0,
+            outstanding: 0,
+            next_used: 0,
+            published: 0,
+            first: true,
+            suppressed: false,
+        }
+    }
+
     pub(super) fn resume_at_used(&mut self) {
         self.next_avail = self.next_used;
         self.seen_avail = self.next_used;
@@ -151,6 +178,20 @@ impl SplitRing {
 
     pub(super) fn next_avail(&self) -> u16 {
         self.next_avail
+    }
+
+    /// Where in the used ring the next element goes, and how many bytes it has.
+    pub(super) fn next_element(&self) -> (u64, u64) {
+        (ENTRIES as u64 + 8 * u64::from(self.next_used & self.mask), 8)
+    }
+
+    /// Where in the used ring our wish for kicks was written last, and how many bytes it has; `None` if it was not.
+    pub(super) fn wish(&self) -> Option<(u64, u64)> {
+        match (self.features.event_idx, self.suppressed) {
+            (true, true) => None,
+            (true, false) => Some((used_bytes(self.layout.size) - 2, 2)),
+            (false, _) => Some((FLAGS as u64, 2)),
+        }
     }
 
     pub(super) fn memory(&self) -> &Arc<GuestMemory> {

@@ -106,6 +106,20 @@ impl Tracked {
         }
     }
 
+    pub(super) fn split(&self) -> Option<&SplitRing> {
+        match self {
+            Self::Split(ring, _) => Some(ring),
+            Self::Packed(..) => None,
+        }
+    }
+
+    pub(super) fn packed(&self) -> Option<&PackedRing> {
+        match self {
+            Self::Packed(ring, _) => Some(ring),
+            Self::Split(..) => None,
+        }
+    }
+
     pub(super) fn base(&self) -> u32 {
         match self {
             Self::Split(ring, _) => ring.next_avail().into(),
