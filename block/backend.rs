@@ -208,7 +208,9 @@ impl BlockBackend {
     /// # Errors
     /// The flush failed. Without an iothread that ever used the backend, nothing was written and there is nothing to do.
     pub fn flush_blocking(self: &Arc<Self>) -> BlockResult {
-        let Some(remote) = self.remotes().into_iter().next() else { return Ok(()) };
+        // An inactive medium was flushed when it became that.
+        let is_active = self.root().is_none_or(|node| node.is_active());
+        let Some(remote) = self.remotes().into_iter().next().filter(|_| is_active) else { return Ok(()) };
         let backend = self.clone();
         let flushed = remote.call(move |context, answer: Answer<BlockResult>| match backend.channel(context) {
             Ok(channel) => context.spawn(async move { answer.give(channel.flush().await) }),

@@ -86,7 +86,8 @@ impl Inherited<'_> {
 }
 
 impl Graph {
-    /// Opens the node that `options` define, with every inline child, and activates it. Its name must be given.
+    /// Opens the node that `options` define, with every inline child, and activates it, unless they say `active=off`. Its
+    /// name must be given.
     ///
     /// # Errors
     /// The definition is wrong, a name is taken, or a driver could not open; the error names option, node or file.
@@ -216,6 +217,7 @@ impl Graph {
             detect_zeroes: options.take_enum("detect-zeroes", &detect)?.unwrap_or_default(),
             cache_direct: options.take_bool("cache.direct")?.unwrap_or(inherited.cache_direct),
             cache_no_flush: options.take_bool("cache.no-flush")?.unwrap_or(inherited.cache_no_flush),
+            active: options.take_bool("active")?.unwrap_or(true),
             force_share,
             file_name: options.peek_str("filename").map(str::to_owned),
         };
@@ -225,7 +227,6 @@ impl Graph {
         if force_share && !read_only {
             return Err(options.invalid("force-share", "on", "off unless read-only=on is given as well"));
         }
-        options.take_unsupported(&["active"])?;
         Ok(node)
     }
 }

@@ -51,6 +51,8 @@ pub struct NodeOptions {
     pub cache_direct: bool,
     /// Ignore flushes: fast, and everything is lost when the host crashes.
     pub cache_no_flush: bool,
+    /// Activated when it is opened; else when it is told to be.
+    pub active: bool,
     /// Let everyone else write too; for reading only.
     pub force_share: bool,
     /// The path of the host's file that the node itself opens, if it opens one.
@@ -97,7 +99,8 @@ pub(crate) struct Opened {
 }
 
 impl Node {
-    /// Wraps an opened driver and activates it.
+    /// Wraps an opened driver and activates it, unless its options say otherwise: then what it stands on, which was
+    /// active so that it could be opened, becomes inactive too.
     pub(crate) fn new(
         options: NodeOptions,
         definition: Options,
@@ -122,7 +125,12 @@ impl Node {
             }),
         });
         node.adopt_children();
-        node.activate()?;
+        if node.options().active {
+            node.activate()?;
+        } else {
+            node.refresh();
+            node.give_children_up()?;
+        }
         Ok(node)
     }
 

@@ -1,6 +1,7 @@
 //! The daemon: what is created in which order, what lives on the main thread while it runs, and how it ends. Steps run
 //! strictly as given; the end takes the reverse: exports, nodes, iothreads. It never touches a request.
 
+mod activation;
 mod affinity;
 mod exports;
 mod main_loop;

@@ -196,6 +196,15 @@ fn logging_begins_with_requests_that_are_in_flight() {
     assert_eq!(old.pages(), before, "the old log is no longer written to");
 }
 
+/// Ends the load when the test does, in whichever way.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 /// Requests without end on a queue, each checked by what `judge` is told of it: its pages, and what the test said when it
 /// began and when it had ended.
 fn under_load(queue: &mut Queue, over: &AtomicBool, phase: &AtomicBool, judge: impl Fn(bool, bool, &Pages)) -> u32 {
@@ -222,6 +231,7 @@ fn logging_goes_on_and_off_under_load() {
     let mut queues = std::mem::take(&mut device.queues);
     let (over, on) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let _ends = Ends(&over);
         for queue in &mut queues {
             let (log, over, on) = (&log, &over, &on);
             scope.spawn(move || {
@@ -243,7 +253,6 @@ fn logging_goes_on_and_off_under_load() {
             std::thread::sleep(Duration::from_millis(2));
             assert_eq!(log.pages(), last, "it was switched off");
         }
-        over.store(true, Ordering::Release);
     });
     device.queues = queues;
 }
@@ -257,6 +266,7 @@ fn the_log_before_is_not_written_to_once_the_next_one_is_taken() {
     let mut queues = std::mem::take(&mut device.queues);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ends = Ends(&over);
         for queue in &mut queues {
             let over = &over;
             scope.spawn(move || under_load(queue, over, over, |_, _, _| {}));
@@ -276,7 +286,6 @@ fn the_log_before_is_not_written_to_once_the_next_one_is_taken() {
             .expect("a hole in a memfd");
             logs.push(next);
         }
-        over.store(true, Ordering::Release);
     });
     let (last, others) = logs.split_last().expect("many");
     assert!(others.iter().all(|log| log.pages().is_empty()));

@@ -17,6 +17,7 @@ mod backend;
 mod frontend;
 mod image;
 
+mod activation;
 mod architecture;
 mod command_lines;
 mod config_space;

@@ -1,6 +1,7 @@
 //! VhostUserBlkExport: one BlockBackend offered on one socket. It is the device model that the backend knows; it
 //! outlives every connection, with the write cache's value and the statistics.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::config_space::{self, CONFIG_BYTES, RangeLimits, WRITEBACK_OFFSET, bit
 use crate::device_stop::DeviceStop;
 use crate::queue::{Counters, QueueFigures};
 use crate::server::Server;
-use crate::session::Session;
+use crate::session::{Activation, Session};
 use crate::socket::{Endpoint, SocketAddress, SocketError};
 use crate::virtio_blk::DeviceModel;
 use crate::write_cache::WriteCache;
@@ -72,6 +73,11 @@ pub(crate) struct ExportState {
     pub(crate) write_cache: WriteCache,
     /// What each queue counts, over all its starts.
     pub(crate) figures: Vec<Arc<Counters>>,
+    /// `None`: the medium is always active.
+    pub(crate) activation: Option<Activation>,
+    /// Whether a ring runs, or is about to; only where the medium may be inactive.
+    pub(crate) in_use: AtomicBool,
+    ending: AtomicBool,
     iothreads: Vec<AioRemote>,
     /// Where its queues are found on their iothreads: this number and those that follow.
     first_local: u64,
@@ -82,6 +88,11 @@ impl ExportState {
     /// "export \"e0\"", for logs.
     pub(crate) fn name(&self) -> String {
         format!("export \"{}\"", self.settings.id)
+    }
+
+    /// Whether the export is being ended: nobody who could be waited for will answer.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
     }
 
     /// The iothread that serves a queue. Queues are spread evenly.
@@ -190,7 +201,8 @@ pub struct VhostUserBlkExport {
 }
 
 impl VhostUserBlkExport {
-    /// Opens the socket; front-ends that connect wait until [`VhostUserBlkExport::begin`]. Queue `n` runs on `iothreads[n % iothreads.len()]`. `on_end` is called, on the control thread, when
+    /// Opens the socket; front-ends that connect wait until [`VhostUserBlkExport::begin`]. With `activation`, the medium may
+    /// be inactive while no ring runs. Queue `n` runs on `iothreads[n % iothreads.len()]`. `on_end` is called, on the control thread, when
     /// no front-end can come any more: after the one on a connected socket has left.
     ///
     /// # Errors
@@ -203,6 +215,7 @@ impl VhostUserBlkExport {
         settings: ExportSettings,
         iothreads: Vec<AioRemote>,
         address: &SocketAddress,
+        activation: Option<Activation>,
         on_end: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, ExportError> {
         assert!(!iothreads.is_empty(), "an export needs an iothread");
@@ -226,6 +239,9 @@ impl VhostUserBlkExport {
             write_cache: WriteCache::new(!settings.writethrough),
             device_stop,
             figures: (0..settings.num_queues).map(|_| Arc::default()).collect(),
+            activation,
+            in_use: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             first_local,
             session: Mutex::default(),
             device,
@@ -238,6 +254,11 @@ impl VhostUserBlkExport {
         let attached = state.backend.attach(Arc::new(Device(Arc::downgrade(&state))))?;
         let server = Server::start(state.clone(), endpoint, on_end).map_err(ExportError::Thread)?;
         Ok(Self { server, _attached: attached, state })
+    }
+
+    /// Whether its medium may become inactive now: it was agreed that it may, and no ring runs.
+    pub fn lets_inactivate(&self) -> bool {
+        self.state.activation.is_some() && !self.state.in_use.load(Ordering::SeqCst)
     }
 
     /// A session without a connection, for what calls its handlers one by one.
@@ -288,5 +309,11 @@ impl VhostUserBlkExport {
     /// The drive it offers.
     pub fn backend(&self) -> &Arc<BlockBackend> {
         &self.state.backend
+    }
+}
+
+impl Drop for VhostUserBlkExport {
+    fn drop(&mut self) {
+        self.state.ending.store(true, Ordering::SeqCst);
     }
 }

@@ -23,6 +23,7 @@ mod write_cache;
 
 pub use export::{ExportError, ExportSettings, VhostUserBlkExport};
 pub use queue::QueueFigures;
+pub use session::{Activation, Activator};
 pub use socket::{Endpoint, Listener, SocketAddress, SocketError};
 
 /// What benches, property tests and fuzzing need of the inside; not part of the interface.

@@ -1,6 +1,7 @@
 //! The session with one front-end: what each message does to the state that vhost-user negotiates. It never touches a
 //! ring itself: starting, stopping and changing one is asked of the queue's iothread (`session/rings.rs`).
 
+mod activation;
 mod config_news;
 mod inflight;
 mod logging;
@@ -26,6 +27,7 @@ use crate::export::ExportState;
 use crate::guest_memory::{GuestMemory, MemoryRegion, REGIONS_MAX};
 use crate::notifier::{can_be_polled, take_notifier};
 use crate::virtqueue::{RingError, VirtQueue};
+pub use activation::{Activation, Activator};
 use config_news::ConfigNews;
 use rings::{Addresses, SessionState, Vring};
 

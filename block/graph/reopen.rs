@@ -102,7 +102,12 @@ impl Graph {
             return Err(OpenError(format!("node \"{}\" is to be reopened twice at once", node.name())));
         }
         let name = node.name().to_owned();
+        let says_active = options.contains("active");
         let node_options = self.node_options(&mut options, name, inherited).map_err(OpenError::new)?;
+        if says_active && node_options.active != node.is_active() {
+            let name = node.name();
+            return Err(OpenError(format!("node \"{name}\": reopening changes nothing about it being active or not")));
+        }
         let inherited = Inherited::from(&node_options);
         for child in node.driver().children() {
             let role = child.role();

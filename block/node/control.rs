@@ -73,10 +73,18 @@ impl Node {
             return Ok(());
         }
         let driver = self.driver();
-        for child in driver.children() {
-            child.node().take_access()?;
+        let activated = driver
+            .children()
+            .iter()
+            .try_for_each(|child| child.node().take_access())
+            .and_then(|()| driver.activate().map_err(|e| e.context(format_args!("node \"{}\"", self.name()))));
+        if let Err(error) = activated {
+            // Whoever is to have the image instead needs all of it.
+            if let Err(again) = self.give_children_up() {
+                tracing::error!("{again}");
+            }
+            return Err(error);
         }
-        driver.activate().map_err(|e| e.context(format_args!("node \"{}\"", self.name())))?;
         self.refresh();
         self.set_active(true);
         Ok(())
@@ -111,17 +119,20 @@ impl Node {
         let driver = self.driver();
         driver.inactivate().map_err(|e| e.context(format_args!("node \"{}\"", self.name())))?;
         self.set_active(false);
-        for child in driver.children() {
-            let node = child.node();
-            if node.parents().iter().any(|parent| parent.is_active()) || node.is_held() {
-                continue;
+        self.give_children_up().inspect_err(|_| {
+            // As it was: this node is of no use without its child.
+            if let Err(again) = self.take_access() {
+                tracing::error!("{again}");
             }
-            if let Err(error) = node.give_access_up() {
-                // As it was: this node is of no use without its child.
-                if let Err(again) = self.take_access() {
-                    tracing::error!("{again}");
-                }
-                return Err(error);
+        })
+    }
+
+    /// Inactivates those of its children that no active node stands on and nobody else uses.
+    pub(super) fn give_children_up(&self) -> OpenResult {
+        for child in self.driver().children() {
+            let node = child.node();
+            if !node.parents().iter().any(|parent| parent.is_active()) && !node.is_held() {
+                node.give_access_up()?;
             }
         }
         Ok(())

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockport_block::{BlockBackend, BlockError, Graph, OpenError, OpenResult, Permissions, RequestKind};
-use blockport_vhost::{ExportSettings, QueueFigures, SocketAddress, VhostUserBlkExport};
+use blockport_vhost::{Activation, ExportSettings, QueueFigures, SocketAddress, VhostUserBlkExport};
 use nix::unistd::{Gid, Group};
 
+use super::activation::AskMainThread;
 use super::notices::{Notice, Notifier};
 use super::objects::Objects;
 use crate::metrics;
@@ -168,6 +169,32 @@ impl Exports {
         Ok(())
     }
 
+    /// Activates or inactivates the medium of the export of that number, as it asks for itself.
+    ///
+    /// # Errors
+    /// It cannot be done, or somebody else uses the medium.
+    pub fn set_active(&self, number: u64, active: bool) -> OpenResult {
+        let all = || self.list.iter().chain(&self.revoked);
+        let export = all().find(|export| export.number == number);
+        let export = export.ok_or_else(|| OpenError::new("the export has ended"))?;
+        // An empty drive has nothing that could be in the way.
+        let Some(node) = export.backend().root() else { return Ok(()) };
+        if active {
+            return node.activate();
+        }
+        let other = |backend: &&Arc<BlockBackend>| !Arc::ptr_eq(backend, export.backend()) && !self.lets_go(backend);
+        match node.backends_above().iter().find(other) {
+            Some(user) => Err(OpenError(format!("node \"{}\" is used by \"{}\", too", node.name(), user.label()))),
+            None => node.inactivate(),
+        }
+    }
+
+    /// Whether this drive's export lets its medium become inactive now.
+    pub fn lets_go(&self, backend: &Arc<BlockBackend>) -> bool {
+        let mut all = self.list.iter().chain(&self.revoked);
+        all.any(|export| Arc::ptr_eq(export.backend(), backend) && export.export.lets_inactivate())
+    }
+
     /// Has an export go on that has stopped over an error; one that has not, does.
     ///
     /// # Errors
@@ -239,6 +266,9 @@ fn start(
     if config.writable && node.is_read_only() {
         return Err(OpenError(format!("it is writable, but node \"{}\" is read-only", node.name())));
     }
+    if !config.allow_inactive {
+        node.activate()?;
+    }
     let (iothreads, remotes) = objects.remotes(&config.queue_mapping.iothreads)?;
     let remotes = config.queue_mapping.spread(remotes);
     let queue_iothreads = config.queue_mapping.spread(iothreads.clone());
@@ -264,8 +294,13 @@ fn start(
         let size = settings.logical_block_size;
         tracing::warn!("export \"{}\": Linux and firmware may refuse blocks of {size} bytes", settings.id);
     }
+    let activation = config.allow_inactive.then(|| Activation {
+        activator: Box::new(AskMainThread { number, notifier: notifier.clone() }),
+        hand_over: config.hand_over,
+    });
     let on_end = Box::new(move || notifier.send(Notice::ExportEnded(number)));
-    let export = VhostUserBlkExport::start(backend, settings, remotes, &address, on_end).map_err(OpenError::new)?;
+    let export = VhostUserBlkExport::start(backend, settings, remotes, &address, activation, on_end);
+    let export = export.map_err(OpenError::new)?;
     Ok(Export { number, export, iothreads, queue_iothreads })
 }
 

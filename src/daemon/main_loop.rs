@@ -85,6 +85,10 @@ impl Daemon {
             match notice {
                 Notice::Event(event) => self.raise(event),
                 Notice::Signal(signal) => self.end = Some(End::Signal(signal)),
+                Notice::SetActive { number, active, answer } => {
+                    // Whoever asked may have given up.
+                    let _ = answer.send(self.exports.set_active(number, active));
+                }
                 Notice::ExportEnded(number) => {
                     // A command may have removed it meanwhile.
                     if let Some(id) = self.exports.ended(number) {

@@ -4,8 +4,10 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use blockport_block::OpenResult;
 use blockport_block::event::BlockEvent;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
@@ -22,6 +24,8 @@ pub enum Notice {
     Event(BlockEvent),
     /// The export of that number can be used by nobody any more: its last connection has closed.
     ExportEnded(u64),
+    /// The export of that number wants its medium active, or inactive, and waits for the answer.
+    SetActive { number: u64, active: bool, answer: Sender<OpenResult> },
 }
 
 struct Shared {

@@ -92,6 +92,7 @@ pub fn node(schema: &mut Schema) -> String {
             Member::required("driver", schema.choice("BlockdevDriver", &names)),
             Member::optional("node-name", text),
             Member::optional("read-only", flag.as_str()),
+            Member::optional("active", flag.as_str()),
             Member::optional("auto-read-only", flag.as_str()),
             Member::optional("force-share", flag.as_str()),
             Member::optional("discard", schema.choice("BlockdevDiscardOptions", &["ignore", "off", "on", "unmap"])),

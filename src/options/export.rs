@@ -96,6 +96,10 @@ pub struct ExportConfig {
     pub on_read_error: OnErrorPolicy,
     /// What is done about all other requests that fail on the host.
     pub on_write_error: OnErrorPolicy,
+    /// Whether the node may be inactive as long as no ring runs.
+    pub allow_inactive: bool,
+    /// Whether the node becomes inactive whenever no ring runs any more.
+    pub hand_over: bool,
     /// How long requests wait for a device that has stopped over an error, in milliseconds. 0: for ever.
     pub stop_timeout_ms: u64,
 }
@@ -124,6 +128,7 @@ pub const EXPORT_OPTIONS: &[OptionRow] = &[
     optional("iothread-vq-mapping", OptionKind::QueueMapping),
     optional("fixed-iothread", OptionKind::Flag),
     optional("allow-inactive", OptionKind::Flag),
+    optional("hand-over", OptionKind::Flag),
     optional("serial", OptionKind::Text),
     optional("queue-size-max", OptionKind::Number),
     optional("seg-max", OptionKind::Number),
@@ -156,6 +161,8 @@ impl ExportConfig {
             packed: true,
             on_read_error: OnErrorPolicy::Report,
             on_write_error: OnErrorPolicy::Enospc,
+            allow_inactive: false,
+            hand_over: false,
             stop_timeout_ms: 0,
         }
     }
@@ -195,9 +202,11 @@ impl ExportConfig {
         export.queue_mapping = QueueMapping::take(&mut options, export.num_queues)?;
         // Channels are never moved to another iothread while an export is up, so this holds however it is set.
         options.take_bool("fixed-iothread")?;
-        if options.take_bool("allow-inactive")? == Some(true) {
-            return Err(options.unsupported_value("allow-inactive", "on"));
-        }
+        export.hand_over = options.take_bool("hand-over")?.unwrap_or(false);
+        export.allow_inactive = match options.take_bool("allow-inactive")? {
+            Some(false) if export.hand_over => return Err(options.conflict("hand-over", "allow-inactive")),
+            allowed => allowed.unwrap_or(export.hand_over),
+        };
         if let Some(serial) = options.take_str("serial")? {
             export.serial = check_serial(&serial).map_err(|expected| options.invalid("serial", &serial, expected))?;
         }
@@ -362,7 +371,7 @@ mod tests {
                     num-queues=256,logical-block-size=4k,writethrough=on,iothreads.0=a,iothreads.1=b,\
                     fixed-iothread=on,serial=SN-1,queue-size-max=1024,seg-max=254,packed=off,rerror=stop,werror=auto,stop-timeout=500,\
                     socket-mode=0660,socket-group=kvm,\
-                    allow-inactive=off";
+                    hand-over=on";
         let export = ExportConfig {
             writable: true,
             num_queues: 256,
@@ -373,6 +382,8 @@ mod tests {
             queue_size_max: 1024,
             seg_max: 254,
             packed: false,
+            allow_inactive: true,
+            hand_over: true,
             on_read_error: OnErrorPolicy::Stop,
             on_write_error: OnErrorPolicy::Auto,
             stop_timeout_ms: 500,
@@ -441,7 +452,7 @@ mod tests {
             ("addr.type=fd,addr.str=x", r#"option "addr.str" must be the number of an inherited socket, not "x""#),
             ("addr.type=fd,addr.str=3", r#"option "addr.path" is unknown"#),
             ("iothread=a,iothreads.0=b", r#"options "iothread" and "iothreads" exclude each other"#),
-            ("allow-inactive=on", r#"option "allow-inactive": "on" is not supported yet"#),
+            ("hand-over=on,allow-inactive=off", r#"options "hand-over" and "allow-inactive" exclude each other"#),
             ("socket-mode=999", r#"option "socket-mode" must be permission bits in octal, such as 0660, not "999""#),
             ("name=x", r#"option "name" is unknown"#),
         ] {

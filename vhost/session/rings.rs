@@ -93,8 +93,13 @@ impl Session {
         Ok(())
     }
 
-    /// Starts a ring on its iothread.
+    /// Starts a ring on its iothread, with an active medium behind it.
     pub(super) fn start(&self, state: &mut SessionState, index: usize) -> Result<()> {
+        self.claim_medium(state)?;
+        self.start_active(state, index).inspect_err(|_| self.release_medium(state))
+    }
+
+    fn start_active(&self, state: &mut SessionState, index: usize) -> Result<()> {
         if state.features & bit(VIRTIO_F_VERSION_1) == 0 {
             return Err(refuse(LEGACY));
         }
@@ -182,6 +187,7 @@ impl Session {
         vring.base = Some(stopped.base);
         if !state.vrings.iter().any(|vring| vring.started) {
             self.news.rings_stop();
+            self.release_medium(state);
         }
         stopped
     }

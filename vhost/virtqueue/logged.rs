@@ -2,15 +2,69 @@
 //! data of a request when it completes, what we write into the ring itself when that is done. A ring that is not logged
 //! knows nothing of it.
 
+use std::sync::Arc;
+
 use super::chain::{Chain, Head};
-use super::packed::DESCRIPTOR_BYTES;
-use super::{RingError, VirtQueue, split};
+use super::packed::{DESCRIPTOR_BYTES, PackedRing};
+use super::split::{self, SplitRing};
+use super::tracked::Tracked;
+use super::{Ring, RingError};
 use crate::dirty_log::RingLog;
 use crate::guest_memory::GuestMemory;
 
+/// A ring that is not logged.
+pub(super) enum Plain {
+    Split(SplitRing),
+    Packed(PackedRing),
+    Tracked(Box<Tracked>),
+}
+
+impl Plain {
+    /// Takes the ring out of its place, in which something else is to be put. `None`: it is logged.
+    pub(super) fn take(ring: &mut Ring, memory: &Arc<GuestMemory>) -> Option<Self> {
+        // It is never used.
+        let nowhere = Ring::Split(SplitRing::nowhere(memory.clone()));
+        match std::mem::replace(ring, nowhere) {
+            Ring::Split(ring) => Some(Self::Split(ring)),
+            Ring::Packed(ring) => Some(Self::Packed(ring)),
+            Ring::Tracked(ring) => Some(Self::Tracked(ring)),
+            logged @ Ring::Logged(_) => {
+                *ring = logged;
+                None
+            }
+        }
+    }
+
+    fn split(&self) -> Option<&SplitRing> {
+        match self {
+            Self::Split(ring) => Some(ring),
+            Self::Tracked(tracked) => tracked.split(),
+            Self::Packed(_) => None,
+        }
+    }
+
+    fn packed(&self) -> Option<&PackedRing> {
+        match self {
+            Self::Packed(ring) => Some(ring),
+            Self::Tracked(tracked) => tracked.packed(),
+            Self::Split(_) => None,
+        }
+    }
+}
+
+impl From<Plain> for Ring {
+    fn from(plain: Plain) -> Self {
+        match plain {
+            Plain::Split(ring) => Self::Split(ring),
+            Plain::Packed(ring) => Self::Packed(ring),
+            Plain::Tracked(ring) => Self::Tracked(ring),
+        }
+    }
+}
+
 /// A ring with its log. Its methods are not inlined, so that they cost a ring without one nothing.
 pub(super) struct Logged {
-    pub(super) ring: VirtQueue,
+    pub(super) ring: Plain,
     pub(super) log: RingLog,
 }
 
@@ -34,7 +88,11 @@ impl Logged {
     #[inline(never)]
     pub(super) fn push(&mut self, head: Head, written: u32) {
         let element = self.next_element();
-        self.ring.push(head, written);
+        match &mut self.ring {
+            Plain::Split(ring) => ring.push(head, written),
+            Plain::Packed(ring) => ring.push(head, written),
+            Plain::Tracked(ring) => ring.push(head, written),
+        }
         self.mark(element);
     }
 
@@ -43,7 +101,11 @@ impl Logged {
         // Of a packed ring, the flags of a batch's first entry are written only now.
         let first = self.ring.packed().and_then(|ring| ring.batch_entry());
         let first = first.and_then(|index| self.entries(index, 1));
-        let wants_call = self.ring.publish();
+        let wants_call = match &mut self.ring {
+            Plain::Split(ring) => ring.publish(),
+            Plain::Packed(ring) => ring.publish(),
+            Plain::Tracked(ring) => ring.publish(),
+        };
         match self.ring.packed() {
             Some(_) => self.mark(first),
             None => self.mark(self.in_ring(split::USED_INDEX)),
@@ -53,24 +115,68 @@ impl Logged {
 
     #[inline(never)]
     pub(super) fn suppress_kicks(&mut self) {
-        self.ring.suppress_kicks();
+        match &mut self.ring {
+            Plain::Split(ring) => ring.suppress_kicks(),
+            Plain::Packed(ring) => ring.suppress_kicks(),
+            Plain::Tracked(ring) => ring.suppress_kicks(),
+        }
         self.mark_wish();
     }
 
     #[inline(never)]
     pub(super) fn enable_kicks(&mut self) -> bool {
-        let more = self.ring.enable_kicks();
+        let more = match &mut self.ring {
+            Plain::Split(ring) => ring.enable_kicks(),
+            Plain::Packed(ring) => ring.enable_kicks(),
+            Plain::Tracked(ring) => ring.enable_kicks(),
+        };
         self.mark_wish();
         more
     }
 
     #[inline(never)]
     pub(super) fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
-        self.ring.pop(chain)
+        match &mut self.ring {
+            Plain::Split(ring) => ring.pop(chain),
+            Plain::Packed(ring) => ring.pop(chain),
+            Plain::Tracked(ring) => ring.pop(chain),
+        }
+    }
+
+    pub(super) fn has_more(&self) -> bool {
+        match &self.ring {
+            Plain::Split(ring) => ring.has_more(),
+            Plain::Packed(ring) => ring.has_more(),
+            Plain::Tracked(ring) => ring.has_more(),
+        }
+    }
+
+    pub(super) fn base(&self) -> u32 {
+        match &self.ring {
+            Plain::Split(ring) => ring.next_avail().into(),
+            Plain::Packed(ring) => ring.base(),
+            Plain::Tracked(ring) => ring.base(),
+        }
+    }
+
+    pub(super) fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
+        match &mut self.ring {
+            Plain::Split(ring) => ring.set_memory(memory),
+            Plain::Packed(ring) => ring.set_memory(memory),
+            Plain::Tracked(ring) => ring.set_memory(memory),
+        }
+    }
+
+    pub(super) fn memory(&self) -> &Arc<GuestMemory> {
+        match &self.ring {
+            Plain::Split(ring) => ring.memory(),
+            Plain::Packed(ring) => ring.memory(),
+            Plain::Tracked(ring) => ring.memory(),
+        }
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        self.log.log.is_lost()
+        self.log.log.is_lost() || matches!(&self.ring, Plain::Tracked(ring) if ring.is_lost())
     }
 
     /// Notes the whole ring: a new one may have been repaired at its start.
@@ -82,10 +188,6 @@ impl Logged {
         };
         self.mark(all);
         self.mark_wish();
-    }
-
-    fn memory(&self) -> &GuestMemory {
-        self.ring.memory()
     }
 
     /// Where the next completion is written, and how many bytes it takes.

@@ -14,7 +14,7 @@ use crate::dirty_log::RingLog;
 use crate::guest_memory::GuestMemory;
 use crate::inflight::{InflightRegion, Part};
 pub use chain::{Chain, Head};
-use logged::Logged;
+use logged::{Logged, Plain};
 use packed::PackedRing;
 use split::SplitRing;
 use tracked::Tracked;
@@ -228,8 +228,10 @@ impl VirtQueue {
     #[inline]
     pub(crate) fn complete(&mut self, chain: &Chain, written: u32) {
         match &mut self.ring {
+            Ring::Split(ring) => ring.push(chain.head, written),
+            Ring::Packed(ring) => ring.push(chain.head, written),
+            Ring::Tracked(ring) => ring.push(chain.head, written),
             Ring::Logged(ring) => ring.complete(chain, written),
-            _ => self.push(chain.head, written),
         }
     }
 
@@ -251,7 +253,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.has_more(),
             Ring::Packed(ring) => ring.has_more(),
             Ring::Tracked(ring) => ring.has_more(),
-            Ring::Logged(logged) => logged.ring.has_more(),
+            Ring::Logged(ring) => ring.has_more(),
         }
     }
 
@@ -283,7 +285,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.next_avail().into(),
             Ring::Packed(ring) => ring.base(),
             Ring::Tracked(ring) => ring.base(),
-            Ring::Logged(logged) => logged.ring.base(),
+            Ring::Logged(ring) => ring.base(),
         }
     }
 
@@ -296,7 +298,7 @@ impl VirtQueue {
             Ring::Split(ring) => ring.set_memory(memory),
             Ring::Packed(ring) => ring.set_memory(memory),
             Ring::Tracked(ring) => ring.set_memory(memory),
-            Ring::Logged(logged) => logged.ring.set_memory(memory),
+            Ring::Logged(ring) => ring.set_memory(memory),
         }
     }
 
@@ -306,23 +308,27 @@ impl VirtQueue {
             Ring::Split(ring) => ring.memory().is_lost(),
             Ring::Packed(ring) => ring.memory().is_lost(),
             Ring::Tracked(ring) => ring.memory().is_lost() || ring.is_lost(),
-            Ring::Logged(logged) => logged.is_lost() || logged.ring.is_lost(),
+            Ring::Logged(ring) => ring.memory().is_lost() || ring.is_lost(),
         }
     }
 
     /// Begins, changes or ends the logging of what is written into guest memory.
     pub(crate) fn set_log(&mut self, log: Option<RingLog>) {
-        let nowhere = Self::nowhere(self.memory().clone());
+        let memory = self.memory().clone();
         match (&mut self.ring, log) {
             (Ring::Logged(logged), Some(log)) => logged.log = log,
-            (Ring::Logged(logged), None) => {
-                *self = std::mem::replace(&mut logged.ring, nowhere);
+            (_, None) => {
+                let nowhere = Ring::Split(SplitRing::nowhere(memory));
+                self.ring = match std::mem::replace(&mut self.ring, nowhere) {
+                    Ring::Logged(logged) => logged.ring.into(),
+                    plain => plain,
+                };
             }
-            (_, Some(log)) => {
-                let ring = std::mem::replace(self, nowhere);
-                self.ring = Ring::Logged(Box::new(Logged { ring, log }));
+            (ring, Some(log)) => {
+                if let Some(plain) = Plain::take(ring, &memory) {
+                    *ring = Ring::Logged(Box::new(Logged { ring: plain, log }));
+                }
             }
-            (_, None) => {}
         }
     }
 
@@ -333,34 +339,13 @@ impl VirtQueue {
         }
     }
 
-    /// What stands in a ring's place while it is moved. It is never used.
-    fn nowhere(memory: Arc<GuestMemory>) -> Self {
-        Self { ring: Ring::Split(SplitRing::nowhere(memory)) }
-    }
-
-    fn split(&self) -> Option<&SplitRing> {
-        match &self.ring {
-            Ring::Split(ring) => Some(ring),
-            Ring::Tracked(tracked) => tracked.split(),
-            Ring::Packed(_) | Ring::Logged(_) => None,
-        }
-    }
-
-    fn packed(&self) -> Option<&PackedRing> {
-        match &self.ring {
-            Ring::Packed(ring) => Some(ring),
-            Ring::Tracked(tracked) => tracked.packed(),
-            Ring::Split(_) | Ring::Logged(_) => None,
-        }
-    }
-
     /// The memory table in use.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         match &self.ring {
             Ring::Split(ring) => ring.memory(),
             Ring::Packed(ring) => ring.memory(),
             Ring::Tracked(ring) => ring.memory(),
-            Ring::Logged(logged) => logged.ring.memory(),
+            Ring::Logged(ring) => ring.memory(),
         }
     }
 }

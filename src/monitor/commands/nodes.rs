@@ -98,7 +98,8 @@ fn blockdev_set_active(daemon: &mut Daemon, arguments: SetActive) -> CommandResu
     };
     let writes = |backend: &Arc<BlockBackend>| backend.permissions().held.contains(PermissionSet::WRITE);
     for node in nodes.iter().filter(|node| !active && node.is_active()) {
-        if let Some(user) = node.backends_above().iter().find(|backend| writes(backend)) {
+        let stays = |backend: &&Arc<BlockBackend>| writes(backend) && !daemon.exports.lets_go(backend);
+        if let Some(user) = node.backends_above().iter().find(stays) {
             let (name, user) = (node.name(), user.label());
             return Err(CommandError::new(format!("Failed to inactivate node '{name}': export '{user}' writes to it")));
         }
