@@ -4,6 +4,7 @@
 mod bench;
 mod figures;
 mod kept;
+mod logging;
 mod workers;
 
 use std::cell::{Cell, RefCell};
@@ -19,7 +20,6 @@ use blockport_block::event::{self, BlockEvent};
 use blockport_block::{BackendChannel, BlockError};
 
 use crate::device_stop::DeviceStop;
-use crate::dirty_log::RingLog;
 use crate::guest_memory::GuestMemory;
 use crate::virtio_blk::{self, DeviceModel, Failed, Pending, Started};
 use crate::virtqueue::{Chain, RingError, VirtQueue};
@@ -214,11 +214,6 @@ impl Queue {
         if let Err(error) = result {
             self.break_ring(error);
         }
-    }
-
-    /// Logs what is written into guest memory from now on, or no longer. Requests that are in flight count.
-    pub(crate) fn set_log(&self, log: Option<RingLog>) {
-        self.ring.borrow_mut().set_log(log);
     }
 
     /// Pops nothing until [`Queue::resume`], and returns when nothing is in flight but what is kept.

@@ -177,7 +177,7 @@ fn finish(status: IoVec, room: Room, code: u32) -> u32 {
 pub(crate) fn start(chain: &mut Chain, device: &DeviceModel, channel: &Rc<BackendChannel>) -> Started {
     // No room for a status: nothing can be answered, and nothing is done.
     let Some(status) = take_status(chain) else {
-        chain.status = None;
+        chain.status = 0;
         return answered(0);
     };
     let (readable, data_in) = chain.iov.split_at_mut(chain.readable);
@@ -281,7 +281,7 @@ fn take_status(chain: &mut Chain) -> Option<IoVec> {
     if last.is_empty() {
         chain.iov.pop();
     }
-    chain.status = Some(status);
+    chain.status = status.base() as usize;
     Some(status)
 }
 

@@ -7,6 +7,8 @@
 #       --set NAME=VALUE                     a variable for the script
 #       --file PATH                          a host's file, in the guest's / under its base name
 #       --cpus N  --memory MIB  --timeout S  --qmp  --reboot  --quiet
+#       --incoming URI                       does not boot: goes on with a guest that another QEMU migrates to URI; all else
+#                                            must be as it is there, the script too
 #   finish_guest                             waits for its end; its status is the script's. What the script left in
 #                                            /out is then in $GUEST_OUT; the console's text is $GUEST_LOG.
 #   boot_guest NAME …                        both.
@@ -97,7 +99,7 @@ choose_accel() {
 # --- running one ---------------------------------------------------------------------------------------------------
 
 start_guest() {
-    local name=$1 cpus=1 memory=256 timeout=90 reboot=no quiet=no with_qmp=no chardev= disks=() sets=() files=() disk properties set file i
+    local name=$1 cpus=1 memory=256 timeout=90 reboot=no quiet=no with_qmp=no chardev='' incoming='' disks=() sets=() files=() disk properties set file i
     shift
     while (($#)); do
         case $1 in
@@ -109,6 +111,7 @@ start_guest() {
             --memory) memory=$2 && shift ;;
             --timeout) timeout=$2 && shift ;;
             --qmp) with_qmp=yes ;;
+            --incoming) incoming=$2 && shift ;;
             --reboot) reboot=yes ;;
             --quiet) quiet=yes ;;
             *) die "start_guest: unknown option $1" ;;
@@ -142,6 +145,7 @@ start_guest() {
         *) args+=(-accel 'tcg,thread=multi' -cpu max) ;;
     esac
     [[ $reboot == yes ]] || args+=(-no-reboot)
+    [[ -z $incoming ]] || args+=(-incoming "$incoming")
     for i in "${!disks[@]}"; do
         disk=${disks[i]}
         properties=${disk#"${disk%%,*}"}

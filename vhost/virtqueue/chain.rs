@@ -37,8 +37,8 @@ pub struct Chain {
     pub iov: Vec<IoVec>,
     /// How many of them are readable.
     pub readable: usize,
-    /// Where the status byte is that was cut off the writable buffers.
-    pub(crate) status: Option<IoVec>,
+    /// The host address of the status byte, which was cut off the writable buffers; 0: of none.
+    pub(crate) status: usize,
     /// The memory that the buffers are in, if that need not be the ring's any more.
     pub(crate) memory: Option<Arc<GuestMemory>>,
 }

@@ -74,12 +74,12 @@ impl Logged {
     #[inline(never)]
     pub(super) fn complete(&mut self, chain: &Chain, written: u32) {
         let writable = chain.iov.get(chain.readable..).unwrap_or_default();
-        for buffer in writable.iter().chain(&chain.status) {
-            let host = buffer.base() as usize;
+        let data = writable.iter().map(|buffer| (buffer.base() as usize, buffer.len() as u64));
+        for (host, bytes) in data.chain([(chain.status, 1)]) {
             // The buffers of one that was kept for long may be in memory that the ring has left.
             let held = || chain.memory.as_ref().and_then(|memory| memory.host_to_guest(host));
             if let Some(addr) = self.memory().host_to_guest(host).or_else(held) {
-                self.log.log.mark(addr, buffer.len() as u64);
+                self.log.log.mark(addr, bytes);
             }
         }
         self.push(chain.head, written);

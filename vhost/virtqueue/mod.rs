@@ -225,7 +225,7 @@ impl VirtQueue {
     }
 
     /// Returns a chain that was carried out, with the number of bytes written, as [`VirtQueue::push`] does.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn complete(&mut self, chain: &Chain, written: u32) {
         match &mut self.ring {
             Ring::Split(ring) => ring.push(chain.head, written),
