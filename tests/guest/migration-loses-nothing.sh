@@ -19,7 +19,7 @@ serve() { # NAME OPTIONS
 }
 
 run_guest() { # NAME [OPTION…]
-    start_guest "$@" --qmp --cpus 2 --timeout 100 --disk "$SOCKETS/$1,packed=$packed" \
+    start_guest "$@" --qmp --timeout 100 --disk "$SOCKETS/$1,packed=$packed" \
         --set LOAD="${load[*]}" --set STILL="$still" --set BLOCKS=$((still_bytes / 65536)) --set SKIP=$((still_offset / 65536)) \
         <<'SCRIPT'
 set -e
