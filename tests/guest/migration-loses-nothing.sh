@@ -27,6 +27,7 @@ still() { dd if=/dev/vda bs=64k skip=$SKIP count=$BLOCKS 2>/dev/null; }
 fio --filename=/dev/vda $LOAD --rate=4m --eta=never &
 load=$!
 echo "guest: fio writes and verifies"
+until [ "$(awk '{ print $5 }' /sys/block/vda/stat)" -gt 20 ]; do sleep 0.1; done
 turns=0
 while kill -0 $load 2>/dev/null; do
     # Reads from the disk into fresh memory; then that memory is looked at, at the other side perhaps.
