@@ -4,6 +4,7 @@ pub mod client;
 
 mod commands;
 mod ctl;
+mod dirty_bitmaps;
 mod hostile;
 mod hot;
 mod nodes;

@@ -1,6 +1,7 @@
 //! The commands: one file a theme, each with its table. This file is the list of them.
 
 pub mod chardevs;
+pub mod dirty_bitmaps;
 pub mod exports;
 pub mod general;
 pub mod media;
@@ -21,6 +22,7 @@ const THEMES: &[&[&dyn Command]] = &[
     statistics::COMMANDS,
     throttling::COMMANDS,
     transaction::COMMANDS,
+    dirty_bitmaps::COMMANDS,
     exports::COMMANDS,
     notation::COMMANDS,
     objects::COMMANDS,
