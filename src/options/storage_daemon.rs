@@ -58,8 +58,8 @@ pub struct StorageDaemonArgs {
     /// Dotted keys nest: `file.driver=file` defines a child in place, `file=NAME` refers to a node defined before. A
     /// comma in a value is written twice. An argument that starts with `{` is JSON.
     ///
-    /// Every driver knows node-name, read-only, auto-read-only, discard, detect-zeroes, cache.direct, cache.no-flush
-    /// and force-share; `file` knows filename, locking and aio, too.
+    /// Every driver knows node-name, read-only, auto-read-only, discard, detect-zeroes, cache.direct, cache.no-flush,
+    /// force-share and active (off: opened without locks, until blockdev-set-active or an export's first ring); `file` knows filename, locking and aio, too.
     #[arg(long, value_name = "NODE")]
     blockdev: Vec<String>,
 
@@ -72,7 +72,9 @@ pub struct StorageDaemonArgs {
     /// (32768), seg-max=1..1024 (126), packed=off (on), socket-mode=OCTAL and socket-group=GROUP (by the umask). What is
     /// done about requests that fail on the host: rerror (report) and werror (enospc) are report, ignore, enospc, stop or
     /// auto, as QEMU has them; a device that stops keeps its requests until it goes on, or for stop-timeout=MILLISECONDS
-    /// (0: for ever).
+    /// (0: for ever). For live migration, allow-inactive=on (off) lets the node be inactive while no ring runs; the first one
+    /// that starts activates it. hand-over=on (off) also has it become inactive whenever the last one has stopped, so that
+    /// another process can take the image over.
     #[arg(long, value_name = "EXPORT")]
     export: Vec<String>,
 

@@ -6,10 +6,10 @@ set -euo pipefail
 begin_scenario "$(basename "$0" .sh)"
 
 [[ $BACKEND == blockport ]] || skip_scenario "qemu-storage-daemon's disks cannot be migrated"
-load=(--name=load --size=40M --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16
+load=(--name=load --size=24M --rw=randwrite --bsrange=4k-64k --direct=1 --ioengine=libaio --iodepth=16
     --verify=crc32c --verify_state_save=0 --randseed=$((16#${NONCE:0:7})))
 # Behind what fio writes: data that the guest only reads, through its page cache.
-still_offset=$((40 * MIB)) still_bytes=$((8 * MIB))
+still_offset=$((24 * MIB)) still_bytes=$((4 * MIB))
 still=$(hash_of_data "$NONCE" $still_bytes)
 
 serve() { # NAME OPTIONS
@@ -19,12 +19,12 @@ serve() { # NAME OPTIONS
 }
 
 run_guest() { # NAME [OPTION…]
-    start_guest "$@" --qmp --timeout 100 --disk "$SOCKETS/$1,packed=$packed" \
+    start_guest "$@" --qmp --timeout 150 --disk "$SOCKETS/$1,packed=$packed" \
         --set LOAD="${load[*]}" --set STILL="$still" --set BLOCKS=$((still_bytes / 65536)) --set SKIP=$((still_offset / 65536)) \
         <<'SCRIPT'
 set -e
 still() { dd if=/dev/vda bs=64k skip=$SKIP count=$BLOCKS 2>/dev/null; }
-fio --filename=/dev/vda $LOAD --rate=4m --eta=never &
+fio --filename=/dev/vda $LOAD --rate=3m --eta=never &
 load=$!
 echo "guest: fio writes and verifies"
 until [ "$(awk '{ print $5 }' /sys/block/vda/stat)" -gt 20 ]; do sleep 0.1; done
@@ -44,7 +44,7 @@ SCRIPT
 
 for format in raw qcow2; do
     packed=off
-    image=$(make_image disk 48)
+    image=$(make_image disk 32)
     make_data "$NONCE" $still_bytes | dd of="$image" bs=64k seek=$((still_offset / 65536)) conv=notrunc status=none
     if [[ $format == qcow2 ]]; then
         packed=on
@@ -56,7 +56,7 @@ for format in raw qcow2; do
     serve destination active=off
     run_guest source
     source_pid=$GUEST_PID source_dir=$GUEST_DIR
-    wait_for 60 guest_says "guest: 1 turns" || die "the guest did not come to its load"
+    wait_for 100 guest_says "guest: 1 turns" || die "the guest did not come to its load"
     run_guest destination --incoming "unix:$SOCKETS/migration"
     wait_for 20 test -S "$SOCKETS/migration" || die "the destination does not listen"
     GUEST_DIR=$source_dir qmp migrate-set-capabilities '{"capabilities": [{"capability": "events", "state": true}]}'
