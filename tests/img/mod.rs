@@ -4,6 +4,7 @@
 mod answers;
 mod chains;
 mod convert;
+mod inside;
 mod refusals;
 
 use std::path::{Path, PathBuf};

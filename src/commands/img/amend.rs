@@ -58,7 +58,10 @@ impl AmendArgs {
                 let _ = say(format_args!("    ({}.{:02}/100%)\r", hundredths / 100, hundredths % 100));
             }
         })?;
-        session.close(image)?;
+        // What changed is stable, and the node may know the image as it was: there is nothing that it could flush.
+        let node = image.node.clone();
+        drop(image);
+        node.inactivate()?;
         if shown {
             say("    (100.00/100%)\n")?;
         }
