@@ -236,7 +236,61 @@ fn no_region_is_given_where_none_was_agreed() {
     device.queue().works();
 }
 
+/// A disk of which the first write to sector 8 finds no space, for a front-end that takes kept requests along.
+fn full(image: &Image) -> (Setup, Profile) {
+    let rule = "inject-error.0.event=none,inject-error.0.iotype=write,inject-error.0.errno=28,inject-error.0.sector=8,\
+                inject-error.0.once=on";
+    let qemu = Profile::qemu();
+    let agreed = qemu.protocol_features | protocol::GET_VRING_BASE_INFLIGHT;
+    (Setup::faulty(image.path(), rule).export("werror=stop"), Profile { protocol_features: agreed, ..qemu })
+}
+
+#[test]
+fn what_a_full_host_keeps_goes_on_when_its_ring_does() {
+    let image = Image::empty(1 << 20);
+    let (setup, profile) = full(&image);
+    let backend = setup.start();
+    let mut device = backend.device(&profile);
+    let ticket = device.queue().start(&Request::write(8, &pattern(1, 4096)), &Framing::default());
+    device.queue().wait_popped();
+    device.settle();
+    device.stop_queue(0);
+    assert!(!device.queue().has_completion(), "the guest is told nothing");
+    device.start_queue(0);
+    all_ok(&mut device, 0, &[ticket]);
+    assert!(image.read(4096, 4096) == pattern(1, 4096));
+    device.queue().works();
+}
+
+#[test]
+fn what_a_full_host_keeps_goes_on_at_another_daemon() {
+    let image = Image::empty(1 << 20);
+    let (setup, profile) = full(&image);
+    let backend = setup.start();
+    let mut device = backend.device(&profile);
+    let ticket = device.queue().start(&Request::write(8, &pattern(1, 4096)), &Framing::default());
+    device.queue().wait_popped();
+    device.settle();
+    device.stop_queue(0);
+    backend.stop();
+    let other = Setup::file(image.path()).start();
+    device.reconnect(other.connect());
+    all_ok(&mut device, 0, &[ticket]);
+    assert!(image.read(4096, 4096) == pattern(1, 4096));
+}
+
+#[test]
+fn requests_stay_in_a_region_only_where_there_is_one() {
+    let backend = Setup::null(1 << 20).start();
+    let mut session = crate::frontend::session::Session::new(backend.connect());
+    session.get_features();
+    session.set_protocol_features(protocol::REPLY_ACK).accepted();
+    session.set_protocol_features(protocol::REPLY_ACK | protocol::GET_VRING_BASE_INFLIGHT).refused();
+}
+
 crate::on_packed_rings! {
+    what_a_full_host_keeps_goes_on_when_its_ring_does,
+    what_a_full_host_keeps_goes_on_at_another_daemon,
     requests_in_flight_when_the_daemon_dies_are_served_by_the_next,
     a_daemon_killed_at_random_loses_nothing,
     a_reconnect_without_a_death_goes_on,

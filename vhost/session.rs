@@ -349,7 +349,8 @@ impl VhostUserBackendReqHandler for Session {
             | VhostUserProtocolFeatures::BACKEND_SEND_FD
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT)
     }
 
     fn set_protocol_features(&self, features: u64) -> Result<()> {
@@ -357,6 +358,11 @@ impl VhostUserBackendReqHandler for Session {
             let unknown = features & !self.get_protocol_features()?.bits();
             if unknown != 0 {
                 return Err(refuse(format_args!("protocol feature bits {unknown:#x} were not offered")));
+            }
+            let (kept, region) =
+                (VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT, VhostUserProtocolFeatures::INFLIGHT_SHMFD);
+            if features & kept.bits() != 0 && features & region.bits() == 0 {
+                return Err(refuse("GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD"));
             }
             state.protocol_features = features;
             Ok(())

@@ -71,6 +71,13 @@ impl Queue {
         self.device_stop.release(count);
     }
 
+    /// Leaves what is kept in the in-flight region, for whoever starts the ring again. Only with one, before a stop.
+    pub(crate) fn leave_kept(&self) {
+        let count = self.kept.take().len();
+        self.in_flight.set(self.in_flight.get() - count);
+        self.device_stop.release(count);
+    }
+
     /// Answers what was kept with an error.
     pub(crate) fn give_kept_up(self: &Rc<Self>) {
         let kept = self.kept.take();

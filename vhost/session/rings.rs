@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use blockport_block::aio::{AioContext, Answer};
 use vhost::vhost_user::Result;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -57,6 +58,13 @@ pub(super) struct Addresses {
 }
 
 impl SessionState {
+    /// Whether requests that an error policy keeps stay in the in-flight region when their ring stops: whoever starts it
+    /// again, another back-end perhaps, goes on with them.
+    fn leaves_kept(&self) -> bool {
+        let agreed = VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT.bits();
+        self.protocol_features & agreed != 0 && self.inflight.is_some()
+    }
+
     pub(super) fn ring_features(&self) -> RingFeatures {
         let has = |feature| self.features & bit(feature) != 0;
         RingFeatures {
@@ -171,14 +179,18 @@ impl Session {
 
     /// Stops a ring on its iothread, if it is started, and keeps where it stopped.
     pub(super) fn stop(&self, state: &mut SessionState, index: usize) -> Stopped {
+        let leaves = state.leaves_kept();
         let vring = &mut state.vrings[index];
         if !std::mem::replace(&mut vring.started, false) {
             return Stopped { base: vring.base.unwrap_or(0), in_flight: 0 };
         }
         let _hurry = self.export.backend.hurry();
-        let stopped = self.on_queue(index, |context, queue, answer: Answer<Stopped>| {
+        let stopped = self.on_queue(index, move |context, queue, answer: Answer<Stopped>| {
             let in_flight = queue.in_flight();
             context.spawn(async move {
+                if leaves {
+                    queue.leave_kept();
+                }
                 let base = queue.stop().await;
                 answer.give(Stopped { base, in_flight });
             });
