@@ -158,3 +158,44 @@ fn an_image_that_is_given_up_is_whole() {
     let report = blockport_block::drivers::qcow2::check(&node, false).expect("it can be read");
     assert_eq!((report.errors, report.leaks), (0, 0));
 }
+
+/// Has a back-end read this as its state.
+#[track_caller]
+fn load(device: &Device, state: &[u8]) -> u64 {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    let (read, mut write) = std::io::pipe().expect("a pipe");
+    assert_eq!(device.session.set_device_state_fd(1, read.as_fd()), 0x100);
+    write.write_all(state).expect("room in a pipe");
+    drop(write);
+    device.session.check_device_state()
+}
+
+#[test]
+fn the_write_cache_goes_along_where_the_front_end_carries_it() {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    let shared = Shared::raw();
+    let source = shared.setup("", "hand-over=on").start();
+    let there = source.device(&Profile::qemu());
+    there.set_writeback(false).accepted();
+    let (mut read, write) = std::io::pipe().expect("a pipe");
+    assert_ne!(there.session.set_device_state_fd(0, write.as_fd()) & 0xff, 0, "its ring runs");
+    there.stop_queue(0);
+    assert_eq!(there.session.set_device_state_fd(0, write.as_fd()), 0x100);
+    drop(write);
+    assert_eq!(there.session.check_device_state(), 0);
+    let mut state = Vec::new();
+    read.read_to_end(&mut state).expect("a pipe");
+    let destination = shared.setup(",active=off", "hand-over=on").start();
+    let mut here = prepared(&destination);
+    assert!(here.writeback());
+    for bad in [&state[1..], &[], &[0; 16], &vec![7; 60_000]] {
+        assert_ne!(load(&here, bad), 0);
+    }
+    assert_ne!(here.session.check_device_state(), 0, "nothing was begun");
+    assert_eq!(load(&here, &state), 0);
+    here.start_queue(0);
+    assert!(!here.writeback());
+    here.queue().works();
+}

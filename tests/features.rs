@@ -92,6 +92,7 @@ fn the_protocol_features_that_are_served_are_offered() {
         | protocol::INFLIGHT_SHMFD
         | protocol::RESET_DEVICE
         | protocol::CONFIGURE_MEM_SLOTS
+        | protocol::DEVICE_STATE
         | protocol::GET_VRING_BASE_INFLIGHT;
     assert_eq!(offered & !protocol::BACKEND_SEND_FD, served, "{offered:#x} offered, {served:#x} expected");
 }
@@ -102,13 +103,6 @@ fn protocol_features_that_would_break_front_ends_are_never_offered() {
     let offered = session(&Setup::null(1 << 20).start()).get_protocol_features();
     let never = protocol::INBAND_NOTIFICATIONS | protocol::XEN_MMAP | protocol::STATUS;
     assert_eq!(offered & never, 0, "{offered:#x} offered");
-}
-
-#[test]
-fn protocol_features_that_do_not_work_yet_are_not_offered() {
-    let offered = session(&Setup::null(1 << 20).start()).get_protocol_features();
-    let later = protocol::DEVICE_STATE;
-    assert_eq!(offered & later, 0, "{offered:#x} offered");
 }
 
 #[test]

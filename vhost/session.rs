@@ -3,6 +3,7 @@
 
 mod activation;
 mod config_news;
+mod device_state;
 mod inflight;
 mod logging;
 mod rings;
@@ -100,6 +101,12 @@ impl Session {
         if let Err(error) = sent {
             tracing::warn!("{}: the config change could not be sent: {error}", self.export.name());
         }
+    }
+
+    /// A refusal that is in the message's own reply.
+    fn warn(&self, what: &str, why: &str) -> Error {
+        tracing::warn!("{}: {what} refused: {why}", self.export.name());
+        refuse(why)
     }
 
     /// Stops all rings: every request is finished, guest memory is not touched afterwards. Returns how many requests
@@ -350,6 +357,7 @@ impl VhostUserBackendReqHandler for Session {
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::DEVICE_STATE
             | VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT)
     }
 
@@ -461,15 +469,17 @@ impl VhostUserBackendReqHandler for Session {
 
     fn set_device_state_fd(
         &self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
+        direction: VhostTransferStateDirection,
+        phase: VhostTransferStatePhase,
+        file: File,
     ) -> Result<Option<File>> {
-        Err(Error::InvalidMessage)
+        // A refusal is in the reply.
+        let begun = self.begin_transfer(direction, phase, file).map(|()| None);
+        begun.map_err(|why| self.warn("SET_DEVICE_STATE_FD", &why))
     }
 
     fn check_device_state(&self) -> Result<()> {
-        Err(Error::InvalidMessage)
+        self.end_transfer().map_err(|why| self.warn("CHECK_DEVICE_STATE", &why))
     }
 
     fn get_shmem_config(&self) -> Result<VhostUserShMemConfig> {

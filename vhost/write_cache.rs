@@ -83,6 +83,13 @@ impl WriteCache {
         self.apply(&state, backend);
     }
 
+    /// The value as another process knew it, of a guest that comes from there.
+    pub(crate) fn restore(&self, on: bool, backend: &Arc<BlockBackend>) {
+        let mut state = self.state();
+        state.value = Some(on);
+        self.apply(&state, backend);
+    }
+
     /// The guest driver sets the value.
     ///
     /// # Errors

@@ -286,6 +286,20 @@ impl Session {
         }
     }
 
+    /// Begins a transfer of the device's state, saved (0) or loaded (1). What the back-end says: 0x100 is well.
+    #[track_caller]
+    pub fn set_device_state_fd(&self, direction: u32, fd: BorrowedFd<'_>) -> u64 {
+        let payload = [direction.to_ne_bytes(), 0u32.to_ne_bytes()].concat();
+        self.connection.send(code::SET_DEVICE_STATE_FD, 0, &payload, &[fd]).expect("sent");
+        self.connection.receive().expect("a reply").u64()
+    }
+
+    /// How the transfer went: 0 is well.
+    #[track_caller]
+    pub fn check_device_state(&self) -> u64 {
+        self.ask(code::CHECK_DEVICE_STATE, &[]).u64()
+    }
+
     pub fn set_log_fd(&self, fd: BorrowedFd<'_>) -> Ack {
         self.tell(code::SET_LOG_FD, &0u64.to_ne_bytes(), &[fd])
     }

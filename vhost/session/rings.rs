@@ -11,6 +11,7 @@ use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use super::device_state::Transfer;
 use super::{LEGACY, Session, refuse};
 use crate::config_space::{F_LOG_ALL, bit};
 use crate::dirty_log::DirtyLog;
@@ -31,6 +32,8 @@ pub(super) struct SessionState {
     pub(super) inflight: Option<Arc<InflightRegion>>,
     /// Where the front-end wants to be told what we write.
     pub(super) log: Option<Arc<DirtyLog>>,
+    /// Of the device's state, if one was begun.
+    pub(super) transfer: Option<Transfer>,
 }
 
 /// What is known of one ring, started or not. Addresses are the front-end's own.
