@@ -162,6 +162,22 @@ impl Statistics {
         self.0[kind as usize]
     }
 
+    /// As numbers, to be told to another process: of each kind, in the order of [`RequestKind::ALL`], the fields of
+    /// [`KindStatistics`].
+    pub fn to_numbers(&self) -> Vec<[u64; 5]> {
+        let numbers =
+            |kind: &KindStatistics| [kind.bytes, kind.operations, kind.failed, kind.invalid, kind.total_time_ns];
+        self.0.iter().map(numbers).collect()
+    }
+
+    /// From such numbers; what is not there is 0.
+    pub fn from_numbers(numbers: &[[u64; 5]]) -> Self {
+        Self(std::array::from_fn(|kind| {
+            let [bytes, operations, failed, invalid, total_time_ns] = numbers.get(kind).copied().unwrap_or_default();
+            KindStatistics { bytes, operations, failed, invalid, total_time_ns }
+        }))
+    }
+
     /// Requests that failed or were refused, of all kinds.
     pub fn failed(&self) -> u64 {
         self.0.iter().map(|kind| kind.failed + kind.invalid).sum()
@@ -174,11 +190,11 @@ impl Add for Statistics {
         Self(std::array::from_fn(|kind| {
             let (a, b) = (self.0[kind], other.0[kind]);
             KindStatistics {
-                bytes: a.bytes + b.bytes,
-                operations: a.operations + b.operations,
-                failed: a.failed + b.failed,
-                invalid: a.invalid + b.invalid,
-                total_time_ns: a.total_time_ns + b.total_time_ns,
+                bytes: a.bytes.wrapping_add(b.bytes),
+                operations: a.operations.wrapping_add(b.operations),
+                failed: a.failed.wrapping_add(b.failed),
+                invalid: a.invalid.wrapping_add(b.invalid),
+                total_time_ns: a.total_time_ns.wrapping_add(b.total_time_ns),
             }
         }))
     }

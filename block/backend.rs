@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::accounting::{Accounting, Histogram, RequestKind};
+use crate::accounting::{Accounting, Histogram, RequestKind, Statistics};
 use crate::aio::{AioContext, AioRemote, Answer, reserve_locals};
 use crate::child::Child;
 use crate::dev_ops::BlockDevOps;
@@ -69,6 +69,8 @@ pub struct BlockBackend {
     /// Counts how often it went above 0.
     quiesce_epoch: AtomicU64,
     channels: Mutex<Vec<ChannelHandle>>,
+    /// What another process has done before, as far as it was told.
+    statistics_before: Mutex<Statistics>,
     /// The boundaries of the latency histograms, by kind.
     histograms: Mutex<[Option<Arc<[u64]>>; RequestKind::ALL.len()]>,
 }
@@ -103,6 +105,7 @@ impl BlockBackend {
             throttle: Mutex::default(),
             quiesce_epoch: AtomicU64::new(0),
             channels: Mutex::default(),
+            statistics_before: Mutex::default(),
             histograms: Mutex::default(),
         })
     }

@@ -18,6 +18,7 @@ use crate::child::{Child, EdgeKind, Parent};
 use crate::driver::BlockDriver;
 use crate::drivers;
 use crate::error::{OpenError, OpenResult};
+use crate::handover::Handover;
 use crate::node::{DetectZeroes, Node, NodeOptions, Operation, SECTOR};
 use crate::options::{ChildRef, Options, is_valid_id};
 use crate::permissions::Permissions;
@@ -31,6 +32,7 @@ pub struct Graph {
     pub(crate) backends: Backends,
     next_anonymous: AtomicU64,
     throttle_groups: ThrottleGroups,
+    pub(crate) handover: Handover,
 }
 
 struct Entry {
@@ -365,6 +367,11 @@ impl OpenContext<'_> {
     /// The throttle groups that there are.
     pub(crate) fn throttle_groups(&self) -> &ThrottleGroups {
         self.graph.throttle_groups()
+    }
+
+    /// What other processes handed to us.
+    pub(crate) fn handover(&self) -> &Handover {
+        &self.graph.handover
     }
 
     fn edge_kind(&self) -> EdgeKind {

@@ -13,6 +13,7 @@ pub mod drivers;
 mod error;
 pub mod event;
 mod graph;
+pub mod handover;
 pub mod iovec;
 mod limits;
 mod node;

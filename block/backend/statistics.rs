@@ -10,7 +10,13 @@ use crate::error::OpenResult;
 impl BlockBackend {
     /// What has been done so far, summed over all iothreads.
     pub fn statistics(&self) -> Statistics {
-        lock(&self.channels).iter().fold(Statistics::default(), |sum, channel| sum + channel.accounting.read())
+        let before = *lock(&self.statistics_before);
+        lock(&self.channels).iter().fold(before, |sum, channel| sum + channel.accounting.read())
+    }
+
+    /// Counts on from what another process has done for this device.
+    pub fn count_on(&self, before: Statistics) {
+        *lock(&self.statistics_before) = before;
     }
 
     /// Requests under way, those that wait for a limit or the end of a drained section included.

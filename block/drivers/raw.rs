@@ -39,6 +39,12 @@ struct Raw {
     length: Arc<AtomicU64>,
 }
 
+/// Where the disk begins in its file, in bytes, if the driver is this one.
+pub(crate) fn offset(driver: &dyn BlockDriver) -> Option<u64> {
+    let driver: &dyn std::any::Any = driver;
+    driver.downcast_ref::<Raw>().map(|raw| raw.offset)
+}
+
 fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResult<Box<dyn BlockDriver>> {
     let offset = options.take_size("offset").map_err(OpenError::new)?.unwrap_or(0);
     let size = options.take_size("size").map_err(OpenError::new)?;

@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{OpenError, OpenResult};
@@ -38,6 +39,10 @@ pub(super) struct FileLocks {
     enabled: bool,
     held: PermissionSet,
     not_shared: PermissionSet,
+    /// Locks that may be there and are not held, on each side: they are dropped once that is allowed.
+    surplus: [PermissionSet; 2],
+    /// While it is true, another process may hold the same open file, and no lock is dropped.
+    keep: Arc<AtomicBool>,
 }
 
 /// Which locks: those for what is held, or those for what is not shared.
@@ -70,7 +75,7 @@ impl FileLocks {
     ///
     /// # Errors
     /// Locking is on, and the host or the file system has no such locks.
-    pub(super) fn new(locking: Locking, name: &str, fd: &OwnedFd) -> OpenResult<Self> {
+    pub(super) fn new(locking: Locking, name: &str, fd: &OwnedFd, keep: Arc<AtomicBool>) -> OpenResult<Self> {
         let enabled = match (locking, sys::is_byte_locked(fd.as_raw_fd(), HELD_BYTE)) {
             (Locking::Off, _) => false,
             (_, Ok(_)) => true,
@@ -80,17 +85,29 @@ impl FileLocks {
             }
             (Locking::On, Err(error)) => return Err(OpenError(format!("{name}: cannot be locked: {error}"))),
         };
-        Ok(Self { name: name.into(), enabled, held: PermissionSet::NONE, not_shared: PermissionSet::NONE })
+        Ok(Self { name: name.into(), enabled, keep, ..Self::none() })
+    }
+
+    /// No lock on anything.
+    fn none() -> Self {
+        Self {
+            name: "".into(),
+            enabled: false,
+            held: PermissionSet::NONE,
+            not_shared: PermissionSet::NONE,
+            surplus: [PermissionSet::NONE; 2],
+            keep: Arc::default(),
+        }
+    }
+
+    /// The open file came from another process, with whatever locks that had on it.
+    pub(super) fn adopt(&mut self) {
+        self.surplus = [PermissionSet::ALL; 2];
     }
 
     /// The same for another open file of the same file; it holds nothing yet.
     pub(super) fn renewed(&self) -> Self {
-        Self {
-            name: self.name.clone(),
-            enabled: self.enabled,
-            held: PermissionSet::NONE,
-            not_shared: PermissionSet::NONE,
-        }
+        Self { name: self.name.clone(), enabled: self.enabled, keep: self.keep.clone(), ..Self::none() }
     }
 
     /// Holds exactly the locks that `permissions` ask for. Where it held none before, it waits a while for them.
@@ -121,15 +138,23 @@ impl FileLocks {
             .and_then(|()| self.take(fd, Side::NotShared, more_not_shared))
             .and_then(|()| self.look_for_objections(fd, Side::Held, more_held))
             .and_then(|()| self.look_for_objections(fd, Side::NotShared, more_not_shared));
-        if taken.is_err() {
-            self.drop_locks(fd, Side::Held, more_held);
-            self.drop_locks(fd, Side::NotShared, more_not_shared);
-            return taken;
+        let [surplus_held, surplus_not_shared] = self.surplus;
+        self.surplus = [surplus_held | self.held | more_held, surplus_not_shared | self.not_shared | more_not_shared];
+        if taken.is_ok() {
+            (self.held, self.not_shared) = (held, not_shared);
         }
-        self.drop_locks(fd, Side::Held, self.held.without(held));
-        self.drop_locks(fd, Side::NotShared, self.not_shared.without(not_shared));
-        (self.held, self.not_shared) = (held, not_shared);
-        Ok(())
+        self.drop_surplus(fd);
+        taken
+    }
+
+    /// Drops what may be there and is not held.
+    fn drop_surplus(&mut self, fd: &OwnedFd) {
+        if self.keep.load(Ordering::Relaxed) {
+            return;
+        }
+        let [held, not_shared] = std::mem::replace(&mut self.surplus, [PermissionSet::NONE; 2]);
+        self.drop_locks(fd, Side::Held, held.without(self.held));
+        self.drop_locks(fd, Side::NotShared, not_shared.without(self.not_shared));
     }
 
     fn take(&self, fd: &OwnedFd, side: Side, set: PermissionSet) -> OpenResult {
@@ -191,7 +216,7 @@ mod tests {
     }
 
     fn locks(fd: &OwnedFd) -> FileLocks {
-        FileLocks::new(Locking::On, "file \"x\"", fd).expect("this host has OFD locks")
+        FileLocks::new(Locking::On, "file \"x\"", fd, Arc::default()).expect("this host has OFD locks")
     }
 
     fn device(writable: bool, share_writes: bool) -> Permissions {
@@ -228,5 +253,23 @@ mod tests {
         second.set(&b, Permissions::UNUSED).expect("less is never refused");
         // Had the refused write lock stayed, this reader would be refused now.
         second.set(&b, reader).expect("the first one is a reader still");
+    }
+
+    #[test]
+    fn a_handed_over_file_keeps_its_locks_until_they_are_settled() {
+        let (a, b) = opened_twice("handed");
+        let (mut old, mut third) = (locks(&a), locks(&b));
+        old.set(&a, device(true, false)).expect("nobody else is there");
+        // The other process has the same open file.
+        let handed = a.try_clone().expect("a descriptor");
+        let keep = Arc::new(AtomicBool::new(true));
+        let mut new = FileLocks::new(Locking::On, "file \"x\"", &handed, keep.clone()).expect("locks");
+        new.adopt();
+        new.set(&handed, device(false, false)).expect("the same open file is no objection");
+        new.set(&handed, Permissions::UNUSED).expect("less is never refused");
+        assert!(third.set(&b, device(false, false)).is_err(), "the first one still writes");
+        keep.store(false, Ordering::Relaxed);
+        new.set(&handed, device(false, false)).expect("it is ours");
+        third.set(&b, device(false, false)).expect("a reader besides a reader");
     }
 }

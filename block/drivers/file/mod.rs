@@ -4,6 +4,7 @@
 
 mod cached;
 mod channel;
+mod handed;
 mod lock;
 mod open;
 mod probe;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::channel::FileChannel;
+pub(crate) use self::handed::{identity, open_file};
 use self::lock::{FileLocks, Locking};
 use self::open::{Access, Source};
 use self::probe::{FileKind, Probe};
@@ -89,11 +91,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(fd: OwnedFd, probe: &Probe) -> Self {
+    fn new(fd: OwnedFd, probe: &Probe, flush_errno: i32) -> Self {
         Self {
             fd,
             length: AtomicU64::new(probe.length),
-            flush_errno: AtomicI32::new(0),
+            flush_errno: AtomicI32::new(flush_errno),
             no_punch: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
         }
@@ -128,8 +130,16 @@ fn open(options: &mut Options, context: &OpenContext<'_>, kind: FileKind) -> Ope
     let node = context.node;
     let cache = Cache { direct: node.cache_direct, no_flush: node.cache_no_flush };
     let access = Access { write: !node.read_only, or_read: node.auto_read_only, direct: cache.direct };
-    let (fd, writable) = source.open(access)?;
     let name = source.to_string();
+    let handed = handed::take(&source, context, access)?;
+    let flush_errno = handed.as_ref().map(|file| file.flush_errno);
+    let (fd, writable) = match handed {
+        Some(file) => {
+            let writable = handed::is_writable(&file.descriptor);
+            (file.descriptor, writable)
+        }
+        None => source.open(access)?,
+    };
     let probe = Probe::new(&fd, cache.direct).map_err(|e| e.context(&name))?;
     match (kind, probe.kind) {
         (FileKind::BlockDevice, FileKind::Regular) => {
@@ -140,7 +150,10 @@ fn open(options: &mut Options, context: &OpenContext<'_>, kind: FileKind) -> Ope
         }
         _ => {}
     }
-    let locks = FileLocks::new(locking, &name, &fd)?;
+    let mut locks = FileLocks::new(locking, &name, &fd, context.handover().keeps_locks())?;
+    if flush_errno.is_some() {
+        locks.adopt();
+    }
     Ok(Box::new(File {
         name,
         source,
@@ -148,7 +161,7 @@ fn open(options: &mut Options, context: &OpenContext<'_>, kind: FileKind) -> Ope
         auto_read_only: node.auto_read_only,
         force_share: node.force_share,
         cache,
-        shared: Arc::new(Shared::new(fd, &probe)),
+        shared: Arc::new(Shared::new(fd, &probe, flush_errno.unwrap_or(0))),
         state: Mutex::new(State {
             probe,
             locks,

@@ -39,7 +39,7 @@ impl TestFile {
         let file = File::options().read(true).write(true).open(&self.0).expect("it was just made");
         let probe = Probe::new(&file.into(), direct).expect("it is a file");
         let file = File::options().read(true).write(true).open(&self.0).expect("it was just made");
-        let shared = Arc::new(Shared::new(file.into(), &probe));
+        let shared = Arc::new(Shared::new(file.into(), &probe, 0));
         FileChannel::new(context, &shared, &probe, Cache { direct, no_flush: false }).0
     }
 
