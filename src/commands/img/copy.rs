@@ -215,11 +215,10 @@ impl Copy {
 
     /// Carries a piece out.
     async fn piece(&self, range: Range<u64>, what: What, ticket: u64) {
-        let taken = self.buffers.borrow_mut().pop();
-        let buffer = match what {
-            What::Data => Some(taken.unwrap_or_else(|| buffer(CHUNK as usize))),
-            _ => None,
-        };
+        let buffer = (what == What::Data).then(|| {
+            let taken = self.buffers.borrow_mut().pop();
+            taken.unwrap_or_else(|| buffer(CHUNK as usize))
+        });
         let mut read = Ok(());
         if let Some(buffer) = &buffer {
             // At most CHUNK.
