@@ -6,6 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use crate::handover::{Descriptors, LogImage};
 use crate::mapping::Mapping;
 
 /// VHOST_LOG_PAGE: bytes of guest memory for each bit.
@@ -14,6 +15,9 @@ const PAGE: u64 = 4096;
 /// A log, mapped: one bit for each page, from guest address 0 on.
 pub(crate) struct DirtyLog {
     mapping: Mapping,
+    file: File,
+    /// Where it begins in the file, bytes.
+    offset: u64,
     /// Bytes.
     size: u64,
     /// Whether a write behind its end was told of.
@@ -27,7 +31,16 @@ impl DirtyLog {
     /// Prose: it does not fit its file, or cannot be mapped.
     pub(crate) fn map(file: &File, offset: u64, size: u64) -> Result<Self, String> {
         let mapping = Mapping::of(file, offset, size).map_err(|why| format!("the dirty log: {why}"))?;
-        Ok(Self { mapping, size, was_too_small: AtomicBool::new(false) })
+        let file = file.try_clone().map_err(|e| format!("the dirty log: {e}"))?;
+        Ok(Self { mapping, file, offset, size, was_too_small: AtomicBool::new(false) })
+    }
+
+    /// What a process after us must know to map it.
+    ///
+    /// # Errors
+    /// There are too few descriptors.
+    pub(crate) fn image(&self, descriptors: &mut Descriptors) -> std::io::Result<LogImage> {
+        Ok(LogImage { file: descriptors.add(&self.file)?, mmap_offset: self.offset, mmap_size: self.size })
     }
 
     /// Whether it has bits for everything below this guest address.

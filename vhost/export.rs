@@ -1,9 +1,11 @@
 //! VhostUserBlkExport: one BlockBackend offered on one socket. It is the device model that the backend knows; it
 //! outlives every connection, with the write cache's value and the statistics.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockport_block::aio::{AioRemote, reserve_locals};
 use blockport_block::{Attached, BlockBackend, BlockDevOps, OnErrorPolicy, OpenResult};
@@ -11,10 +13,11 @@ use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_
 
 use crate::config_space::{self, CONFIG_BYTES, RangeLimits, WRITEBACK_OFFSET, bit};
 use crate::device_stop::DeviceStop;
+use crate::handover::{Descriptors, ExportImage};
 use crate::queue::{Counters, QueueFigures};
-use crate::server::Server;
+use crate::server::{HandingOver, Resumed, Server};
 use crate::session::{Activation, Session};
-use crate::socket::{Endpoint, SocketAddress, SocketError};
+use crate::socket::{Endpoint, SocketError, SocketFile};
 use crate::virtio_blk::DeviceModel;
 use crate::write_cache::WriteCache;
 
@@ -57,6 +60,9 @@ pub enum ExportError {
     /// The backend.
     #[error(transparent)]
     Open(#[from] blockport_block::OpenError),
+    /// What a process before us had cannot be gone on with.
+    #[error("it cannot go on with what the process before us had: {0}")]
+    Resume(String),
     /// The control thread.
     #[error("the control thread could not be started: {0}")]
     Thread(std::io::Error),
@@ -191,22 +197,41 @@ impl BlockDevOps for Device {
     fn drained_end(&self) {}
 }
 
+/// Goes on with what a process before us had. The connection, if there was one.
+fn resume(
+    state: &Arc<ExportState>,
+    (image, mut descriptors): (ExportImage, Descriptors),
+) -> Result<Option<Resumed>, String> {
+    let features = image.session.as_ref().and_then(|session| session.write_cache_features);
+    state.write_cache.resume(image.write_cache, features, &state.backend);
+    let Some(session) = &image.session else { return Ok(None) };
+    let connection = UnixStream::from(descriptors.take(session.connection)?);
+    let session = Session::resumed(state.clone(), session, &mut descriptors)?;
+    Resumed::new(session, connection).map(Some)
+}
+
 /// A BlockBackend offered as a virtio-blk device on a vhost-user socket. Dropping it stops serving: requests under way
 /// are finished, the socket file is removed.
 pub struct VhostUserBlkExport {
     /// First to go, so that nothing is served when the device is detached.
     server: Server,
+    /// Where it is reached, for a process after us; `None`: on a connection that it got.
+    listening: Option<(OwnedFd, Option<SocketFile>)>,
+    /// The session of a process before us, until it goes on.
+    resumed: Mutex<Option<Arc<Session>>>,
     _attached: Attached,
     state: Arc<ExportState>,
 }
 
 impl VhostUserBlkExport {
-    /// Opens the socket; front-ends that connect wait until [`VhostUserBlkExport::begin`]. With `activation`, the medium may
-    /// be inactive while no ring runs. Queue `n` runs on `iothreads[n % iothreads.len()]`. `on_end` is called, on the control thread, when
-    /// no front-end can come any more: after the one on a connected socket has left.
+    /// Serves an open socket; front-ends that connect wait until [`VhostUserBlkExport::begin`]. With `activation`, the
+    /// medium may be inactive while no ring runs. Queue `n` runs on
+    /// `iothreads[n % iothreads.len()]`. `resumed`: what a process before us had, with its descriptors. `on_end` is
+    /// called, on the control thread, when no front-end can come any more: after the one on a connected socket has left.
     ///
     /// # Errors
-    /// The socket cannot be had, the backend has a device already, or the control thread could not be started.
+    /// The backend has a device already, the control thread could not be started, or the export cannot go on with what is
+    /// to be resumed.
     ///
     /// # Panics
     /// If `iothreads` is empty.
@@ -214,8 +239,9 @@ impl VhostUserBlkExport {
         backend: Arc<BlockBackend>,
         settings: ExportSettings,
         iothreads: Vec<AioRemote>,
-        address: &SocketAddress,
+        endpoint: Endpoint,
         activation: Option<Activation>,
+        resumed: Option<(ExportImage, Descriptors)>,
         on_end: Box<dyn FnOnce() + Send>,
     ) -> Result<Self, ExportError> {
         assert!(!iothreads.is_empty(), "an export needs an iothread");
@@ -250,10 +276,18 @@ impl VhostUserBlkExport {
             backend,
             settings,
         });
-        let endpoint = Endpoint::open(address)?;
+        let listening = match &endpoint {
+            Endpoint::Listening(listener) => {
+                Some((listener.share().map_err(ExportError::Thread)?, listener.file().cloned()))
+            }
+            Endpoint::Connected(_) => None,
+        };
         let attached = state.backend.attach(Arc::new(Device(Arc::downgrade(&state))))?;
-        let server = Server::start(state.clone(), endpoint, on_end).map_err(ExportError::Thread)?;
-        Ok(Self { server, _attached: attached, state })
+        let resumed =
+            resumed.map(|resumed| resume(&state, resumed)).transpose().map_err(ExportError::Resume)?.flatten();
+        let session = resumed.as_ref().map(|resumed| resumed.session().clone());
+        let server = Server::start(state.clone(), endpoint, resumed, on_end).map_err(ExportError::Thread)?;
+        Ok(Self { server, listening, resumed: Mutex::new(session), _attached: attached, state })
     }
 
     /// Whether its medium may become inactive now: it was agreed that it may, and no ring runs.
@@ -269,7 +303,25 @@ impl VhostUserBlkExport {
 
     /// Begins to serve front-ends.
     pub fn begin(&self) {
+        if let Some(session) = self.resumed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            session.go_on();
+        }
         self.server.begin();
+    }
+
+    /// Stops serving, with nothing in flight, so that another process can go on with it.
+    pub fn hand_over(&self, until: Instant) -> HandingOver {
+        self.server.hand_over(until)
+    }
+
+    /// Where it is reached: the listening socket with its file. `None`: on a connection that it got.
+    pub fn listening(&self) -> Option<(&OwnedFd, Option<&SocketFile>)> {
+        self.listening.as_ref().map(|(socket, file)| (socket, file.as_ref()))
+    }
+
+    /// What it offers.
+    pub fn settings(&self) -> &ExportSettings {
+        &self.state.settings
     }
 
     /// Its name.

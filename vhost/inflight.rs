@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
+use crate::handover::{Descriptors, InflightImage};
 use crate::mapping::Mapping;
 
 /// Each queue's part begins at a multiple of this, bytes.
@@ -127,6 +128,21 @@ impl InflightRegion {
         }
         let file = self.file.try_clone().map_err(|e| format!("the in-flight region: {e}"))?;
         Self::map(file, self.range, self.num_queues, self.queue_size, packed).map(Arc::new)
+    }
+
+    /// What a process after us must know to map it.
+    ///
+    /// # Errors
+    /// There are too few descriptors.
+    pub(crate) fn image(&self, descriptors: &mut Descriptors) -> io::Result<InflightImage> {
+        Ok(InflightImage {
+            file: descriptors.add(&self.file)?,
+            mmap_offset: self.range.0,
+            mmap_size: self.range.1,
+            num_queues: self.num_queues,
+            queue_size: self.queue_size,
+            packed: self.packed,
+        })
     }
 
     fn layout(&self) -> PartLayout {

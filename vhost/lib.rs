@@ -7,6 +7,7 @@ mod dirty_log;
 mod export;
 mod extra_messages;
 mod guest_memory;
+pub mod handover;
 mod inflight;
 mod mapping;
 mod notifier;
@@ -23,8 +24,9 @@ mod write_cache;
 
 pub use export::{ExportError, ExportSettings, VhostUserBlkExport};
 pub use queue::QueueFigures;
+pub use server::HandingOver;
 pub use session::{Activation, Activator};
-pub use socket::{Endpoint, Listener, SocketAddress, SocketError};
+pub use socket::{Endpoint, Listener, SocketAddress, SocketError, SocketFile};
 
 /// What benches, property tests and fuzzing need of the inside; not part of the interface.
 #[doc(hidden)]

@@ -3,6 +3,7 @@
 
 mod bench;
 mod figures;
+mod handover;
 mod kept;
 mod logging;
 mod workers;
@@ -28,6 +29,7 @@ use crate::virtqueue::{Chain, RingError, VirtQueue};
 pub use bench::start_for_bench;
 pub(crate) use figures::Counters;
 pub use figures::QueueFigures;
+pub(crate) use handover::Halted;
 use workers::IdleWorkers;
 
 /// The most chains popped in one go, so that one queue cannot hold its iothread.

@@ -1,6 +1,8 @@
 //! Server: an export's control thread. It owns the socket: it accepts one front-end after the other, hands whole
 //! messages to the vhost crate, and ends a connection that breaks the protocol. It never sees a request.
 
+mod handover;
+
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,6 +20,8 @@ use crate::export::ExportState;
 use crate::extra_messages::{self, Arrived, Header};
 use crate::session::Session;
 use crate::socket::Endpoint;
+pub use handover::HandingOver;
+pub(crate) use handover::Resumed;
 
 /// How long a front-end may take to send the rest of a message, or to read a reply.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,12 +46,15 @@ struct Control {
     retiring: AtomicBool,
     /// The connection being served, to be shut down when its peer does not read.
     connection: Mutex<Option<UnixStream>>,
+    /// Set when another process is to go on with the export.
+    handing_over: Mutex<Option<handover::Request>>,
 }
 
 impl Server {
     pub(crate) fn start(
         export: Arc<ExportState>,
         endpoint: Endpoint,
+        resumed: Option<Resumed>,
         on_end: Box<dyn FnOnce() + Send>,
     ) -> io::Result<Self> {
         let control = Arc::new(Control {
@@ -56,6 +63,7 @@ impl Server {
             begun: AtomicBool::new(false),
             retiring: AtomicBool::new(false),
             connection: Mutex::default(),
+            handing_over: Mutex::default(),
         });
         let shared = control.clone();
         // The kernel shows 15 characters.
@@ -66,7 +74,7 @@ impl Server {
             while !shared.begun.load(Ordering::Acquire) && !shared.stopping() {
                 std::thread::park();
             }
-            serve(&export, endpoint, &shared);
+            serve(&export, endpoint, resumed, &shared);
             if !shared.stopping() {
                 on_end();
             }
@@ -177,9 +185,15 @@ impl Waiter {
 }
 
 /// The control thread: one front-end after the other.
-fn serve(export: &Arc<ExportState>, endpoint: Endpoint, control: &Control) {
+fn serve(export: &Arc<ExportState>, endpoint: Endpoint, resumed: Option<Resumed>, control: &Control) {
+    let was_resumed = resumed.is_some();
+    if let Some(resumed) = resumed {
+        serve_session(export, resumed, control);
+    }
     let listener = match endpoint {
         Endpoint::Listening(listener) => listener,
+        // It is the connection that was resumed.
+        Endpoint::Connected(_) if was_resumed => return,
         Endpoint::Connected(stream) => return serve_front_end(export, stream, control),
     };
     let waiter = match Waiter::new(listener.as_fd(), control) {
@@ -190,6 +204,7 @@ fn serve(export: &Arc<ExportState>, endpoint: Endpoint, control: &Control) {
         return tracing::error!("{}: {error}", export.name());
     }
     while !control.stopping() && !control.retiring.load(Ordering::Acquire) {
+        control.hand_over_if_wanted(export, None);
         match listener.accept() {
             Ok(stream) => serve_front_end(export, stream, control),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -211,8 +226,19 @@ fn serve_front_end(export: &Arc<ExportState>, stream: UnixStream, control: &Cont
     tracing::info!("{}: a front-end connected", export.name());
     let session = Session::new(export.clone());
     export.write_cache.connected();
+    match stream.try_clone() {
+        Ok(copy) => {
+            let handler = BackendReqHandler::from_stream(copy, session.clone());
+            serve_session(export, Resumed { session, stream, handler }, control);
+        }
+        Err(error) => tracing::warn!("{}: the connection was closed: {error}", export.name()),
+    }
+}
+
+/// Serves a session until its connection ends.
+fn serve_session(export: &Arc<ExportState>, Resumed { session, stream, mut handler }: Resumed, control: &Control) {
     export.set_session(Some(session.clone()));
-    let ended = run_connection(&session, stream, control);
+    let ended = run_connection(&session, stream, &mut handler, control);
     export.set_session(None);
     control.set_connection(None);
     let in_flight = session.stop_all();
@@ -226,23 +252,27 @@ fn serve_front_end(export: &Arc<ExportState>, stream: UnixStream, control: &Cont
 }
 
 /// Serves messages until the connection ends; an error says why we ended it.
-fn run_connection(session: &Arc<Session>, stream: UnixStream, control: &Control) -> Result<(), String> {
-    let socket = stream.try_clone().map_err(|e| e.to_string())?;
+fn run_connection(
+    session: &Arc<Session>,
+    socket: UnixStream,
+    handler: &mut BackendReqHandler<Session>,
+    control: &Control,
+) -> Result<(), String> {
     // As the crate reads and writes whole messages.
-    stream.set_nonblocking(false).map_err(|e| e.to_string())?;
-    control.set_connection(stream.try_clone().ok());
+    socket.set_nonblocking(false).map_err(|e| e.to_string())?;
+    control.set_connection(socket.try_clone().ok());
     let waiter = Waiter::new(socket.as_fd(), control).map_err(|e| e.to_string())?;
-    let mut handler = BackendReqHandler::from_stream(stream, session.clone());
     let mut deadline = None;
     let mut hung_up = false;
     while !control.stopping() {
+        control.hand_over_if_wanted(session.export(), Some((session, &socket)));
         match extra_messages::peek(&socket).map_err(|e| e.to_string())? {
             Arrived::Closed => return Ok(()),
             Arrived::Garbage(why) => return Err(why.into()),
             Arrived::Whole(header) => {
                 deadline = None;
                 wait_until_writable(&socket)?;
-                serve_message(session, &socket, &mut handler, header)?;
+                serve_message(session, &socket, handler, header)?;
             }
             Arrived::Incomplete(begun) => {
                 if hung_up {

@@ -4,8 +4,10 @@
 mod activation;
 mod config_news;
 mod device_state;
+mod handover;
 mod inflight;
 mod logging;
+mod messages;
 mod rings;
 
 use std::fs::File;
@@ -26,10 +28,11 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandler};
 use crate::config_space::{self, F_PROTOCOL_FEATURES, bit};
 use crate::export::ExportState;
 use crate::guest_memory::{GuestMemory, MemoryRegion, REGIONS_MAX};
-use crate::notifier::{can_be_polled, take_notifier};
+use crate::notifier::can_be_polled;
 use crate::virtqueue::{RingError, VirtQueue};
 pub use activation::{Activation, Activator};
 use config_news::ConfigNews;
+use messages::{map_single, notifier};
 use rings::{Addresses, SessionState, Vring};
 
 /// Why a guest driver without VIRTIO_F_VERSION_1 is refused.
@@ -140,16 +143,6 @@ impl Session {
             _ => Err(refuse(format_args!("queue {index} of {}, counted from 0", self.export.settings.num_queues))),
         }
     }
-}
-
-fn map_single(region: &VhostUserSingleMemoryRegion, file: File) -> Result<MemoryRegion> {
-    MemoryRegion::map(region.guest_phys_addr, region.user_addr, region.memory_size, region.mmap_offset, file)
-        .map_err(refuse)
-}
-
-fn notifier(file: Option<File>) -> Result<Option<Arc<OwnedFd>>> {
-    let wrap = |file| take_notifier(file).ok_or_else(|| refuse("the descriptor is no eventfd"));
-    file.map(wrap).transpose()
 }
 
 impl VhostUserBackendReqHandler for Session {

@@ -1,15 +1,20 @@
 //! Where an export or a monitor is reached: a Unix socket that we make, or a descriptor passed in. It owns the listening
 //! socket and its file; what is said on it is the session's business.
 
+mod handed;
+
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::extra_messages::is_unix_stream;
+pub use handed::SocketFile;
 use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -75,8 +80,9 @@ pub enum Endpoint {
 /// A listening socket; the file it made goes away with it.
 pub struct Listener {
     listener: UnixListener,
-    /// Path, device and inode of our own socket file.
-    file: Option<(PathBuf, u64, u64)>,
+    file: Option<SocketFile>,
+    /// Whether the file is ours to remove. A process that the socket comes from, or goes to, may have it.
+    ours: Arc<AtomicBool>,
 }
 
 impl Listener {
@@ -106,10 +112,10 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         // Only our own file: somebody may have put another one there.
-        if let Some((path, dev, ino)) = &self.file
-            && std::fs::symlink_metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (*dev, *ino))
+        if self.ours.load(Ordering::Relaxed)
+            && let Some(file) = &self.file
         {
-            let _ = std::fs::remove_file(path);
+            file.remove();
         }
     }
 }
@@ -176,8 +182,8 @@ fn listen(path: &Path, mode: Option<u32>, group: Option<u32>) -> Result<Listener
     // The daemon may go to another directory.
     let path = std::path::absolute(path).map_err(|e| e.to_string())?;
     // From here on the file goes away with this.
-    let file = Some((path.clone(), metadata.dev(), metadata.ino()));
-    let listener = Listener { listener: UnixListener::from(socket), file };
+    let file = Some(SocketFile { path: path.clone(), device: metadata.dev(), inode: metadata.ino() });
+    let listener = Listener::new(UnixListener::from(socket), file);
     if group.is_some() {
         std::os::unix::fs::chown(&path, None, group).map_err(|e| format!("setting its group: {e}"))?;
     }
@@ -190,7 +196,7 @@ fn listen(path: &Path, mode: Option<u32>, group: Option<u32>) -> Result<Listener
 
 fn listen_abstract(name: &str, tight: bool) -> io::Result<Listener> {
     let listener = UnixListener::bind_addr(&abstract_address(name, tight)?)?;
-    Ok(Listener { listener, file: None })
+    Ok(Listener::new(listener, None))
 }
 
 fn abstract_address(name: &str, tight: bool) -> io::Result<std::os::unix::net::SocketAddr> {
@@ -228,7 +234,7 @@ fn inherited(fd: RawFd) -> Result<Endpoint, String> {
         return Err("it is not a Unix stream socket".into());
     }
     match sockopt::socket_acceptconn(&owned).map_err(|e| e.to_string())? {
-        true => Ok(Endpoint::Listening(Listener { listener: owned.into(), file: None })),
+        true => Ok(Endpoint::Listening(Listener::new(owned.into(), None))),
         false => Ok(Endpoint::Connected(owned.into())),
     }
 }
@@ -242,6 +248,16 @@ fn take_fd(fd: RawFd) -> Option<OwnedFd> {
     rustix::io::fcntl_setfd(borrowed, flags | FdFlags::CLOEXEC).ok()?;
     // SAFETY: the descriptor is open, was inherited by this process, and is taken over only once, as it is marked now.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes the number of a socket that somebody else owns stand for another one; what it stood for is closed.
+#[allow(unsafe_code)] // dup3; one call.
+pub(crate) fn put_in_place(number: RawFd, with: &UnixStream) -> io::Result<()> {
+    // SAFETY: no memory is passed. The number stays open, so whoever owns it notices nothing but another peer.
+    match unsafe { libc::dup3(with.as_raw_fd(), number, libc::O_CLOEXEC) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

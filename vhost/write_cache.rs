@@ -48,6 +48,18 @@ impl WriteCache {
         self.state().value
     }
 
+    /// What this connection's guest driver accepted; `None` until it has.
+    pub(crate) fn features(&self) -> Option<u64> {
+        self.state().features
+    }
+
+    /// Goes on with what the process before us had.
+    pub(crate) fn resume(&self, value: Option<bool>, features: Option<u64>, backend: &Arc<BlockBackend>) {
+        let mut state = self.state();
+        *state = State { value, features };
+        backend.set_write_cache(self.effective(&state));
+    }
+
     /// A front-end reads the config before it starts its first ring: a new guest, which gets the export's own value.
     pub(crate) fn config_read(&self, backend: &Arc<BlockBackend>) {
         let mut state = self.state();

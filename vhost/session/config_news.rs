@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::config_space::{CONFIG_BYTES, WRITEBACK_OFFSET};
 use crate::extra_messages;
+use crate::handover::{Descriptors, SessionImage};
 
 /// A config space.
 type Config = [u8; CONFIG_BYTES];
@@ -33,6 +34,26 @@ impl ConfigNews {
 
     pub(super) fn set_channel(&self, channel: UnixStream) {
         self.state().channel = Some(channel);
+    }
+
+    /// What a process after us must know: the place of the channel, the config as known, whether rings are started.
+    ///
+    /// # Errors
+    /// There are too few descriptors.
+    pub(super) fn image(&self, descriptors: &mut Descriptors) -> io::Result<(Option<usize>, Option<Vec<u8>>, bool)> {
+        let state = self.state();
+        let channel = state.channel.as_ref().map(|channel| descriptors.add(channel)).transpose()?;
+        Ok((channel, state.known.map(|known| known.to_vec()), state.listens))
+    }
+
+    /// The same in that process.
+    ///
+    /// # Errors
+    /// Prose: the config has another size.
+    pub(super) fn resumed(channel: Option<UnixStream>, image: &SessionImage) -> Result<Self, String> {
+        let known = image.known_config.as_deref().map(Config::try_from).transpose();
+        let known = known.map_err(|_| format!("a config space that has not {CONFIG_BYTES} bytes"))?;
+        Ok(Self(Mutex::new(State { channel, known, listens: image.listens })))
     }
 
     /// The front-end has read it.

@@ -110,7 +110,8 @@ impl Session {
         self.start_active(state, index).inspect_err(|_| self.release_medium(state))
     }
 
-    fn start_active(&self, state: &mut SessionState, index: usize) -> Result<()> {
+    /// The same where the medium is active and claimed.
+    pub(super) fn start_active(&self, state: &mut SessionState, index: usize) -> Result<()> {
         if state.features & bit(VIRTIO_F_VERSION_1) == 0 {
             return Err(refuse(LEGACY));
         }
