@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::daemon::socket_address;
 use crate::options::{ChardevConfig, ChardevKind, SocketAddress};
+use crate::takeover::sockets::Sockets;
 
 /// Both directions of a client; never blocking.
 pub struct Connection {
@@ -67,20 +68,19 @@ enum Source {
 }
 
 impl Chardev {
-    fn open(kind: &ChardevKind) -> OpenResult<Self> {
+    fn open(kind: &ChardevKind, sockets: &mut Sockets) -> OpenResult<Self> {
         let fail = |error: io::Error| OpenError::new(error);
         let (description, source) = match kind {
-            ChardevKind::Listening { address, .. } => match Endpoint::open(&socket_address(address)?) {
-                Ok(Endpoint::Listening(listener)) => {
+            ChardevKind::Listening { address, .. } => match sockets.open(&socket_address(address)?)? {
+                Endpoint::Listening(listener) => {
                     listener.set_nonblocking().map_err(fail)?;
                     (format!("{},server=on", shown(address)), Source::Listening(listener))
                 }
-                Ok(Endpoint::Connected(_)) => {
+                Endpoint::Connected(_) => {
                     return Err(OpenError(format!(
                         "socket {address}: it is connected, and server=on needs one that listens"
                     )));
                 }
-                Err(error) => return Err(OpenError::new(error)),
             },
             ChardevKind::Connected(address) => {
                 let stream = Endpoint::connect(&socket_address(address)?).map_err(OpenError::new)?;
@@ -100,6 +100,14 @@ impl Chardev {
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
         match &self.source {
             Source::Listening(listener) => Some(listener.as_fd()),
+            Source::Connected(_) => None,
+        }
+    }
+
+    /// The same with its file, for a process after us.
+    pub fn listening(&self) -> Option<&Listener> {
+        match &self.source {
+            Source::Listening(listener) => Some(listener),
             Source::Connected(_) => None,
         }
     }
@@ -140,12 +148,12 @@ impl Chardevs {
     ///
     /// # Errors
     /// The name is taken, or it cannot be opened.
-    pub fn add(&mut self, config: &ChardevConfig) -> OpenResult<&Chardev> {
+    pub fn add(&mut self, config: &ChardevConfig, sockets: &mut Sockets) -> OpenResult<&Chardev> {
         let ChardevConfig { id, kind } = config;
         if self.0.contains_key(id) {
             return Err(OpenError(format!("Chardev with id '{id}' already exists")));
         }
-        let chardev = Chardev::open(kind).map_err(|error| error.context(format_args!("chardev \"{id}\"")))?;
+        let chardev = Chardev::open(kind, sockets).map_err(|error| error.context(format_args!("chardev \"{id}\"")))?;
         Ok(self.0.entry(id.clone()).or_insert(chardev))
     }
 

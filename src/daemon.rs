@@ -4,6 +4,7 @@
 mod activation;
 mod affinity;
 mod exports;
+mod handover;
 mod main_loop;
 mod notices;
 mod objects;
@@ -11,6 +12,7 @@ mod pidfile;
 mod signals;
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use blockport_block::{Graph, OpenError, OpenResult};
 use nix::sys::signal::Signal;
@@ -21,9 +23,14 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::monitor::Monitors;
 use crate::monitor::events::{Event, Shutdown, ShutdownCause};
-use crate::options::{ChardevConfig, ChardevKind, Config, ExportConfig, IothreadConfig, Step, ThrottleGroupConfig};
+use crate::options::{
+    ChardevConfig, ChardevKind, Config, ExportConfig, IothreadConfig, MetricsAddress, Step, ThrottleGroupConfig,
+};
 use crate::sandbox::Sandbox;
-pub use exports::{Export, ExportQueue, Exports, socket_address};
+use crate::takeover::give::Control;
+use crate::takeover::sockets::Sockets;
+use crate::takeover::take::Taking;
+pub use exports::{Export, ExportQueue, Exports, export_settings, socket_address};
 use notices::{Notice, Notices};
 pub use objects::{IothreadObject, Objects};
 use pidfile::Pidfile;
@@ -46,16 +53,29 @@ pub fn run(config: Config) -> OpenResult {
     let notifier = notices.notifier();
     blockport_block::event::set_sink(move |event| notifier.send(Notice::Event(event)));
     let mut daemon = Daemon::new(notices);
-    if let Some(address) = &config.metrics {
-        daemon.metrics = Metrics::open(address)?;
-        daemon.exports.has_histograms = true;
+    daemon.control_path = config.control.control.clone();
+    match &config.control.take_over {
+        None => {
+            daemon.open_metrics(config.metrics.as_ref())?;
+            for step in config.steps {
+                daemon.carry_out(step)?;
+            }
+            daemon.open_control()?;
+            daemon.pidfile = config.pidfile.map(Pidfile::write).transpose()?;
+            sandbox.confine()?;
+            daemon.begin();
+        }
+        Some(path) => {
+            let (taking, sockets) = Taking::begin(path, &config)?;
+            daemon.sockets = sockets;
+            daemon.open_metrics(config.metrics.as_ref())?;
+            if let Err(error) = daemon.take_over(config.steps, config.pidfile.as_deref(), sandbox, taking) {
+                // The other process goes on with all of it: nothing may be stopped, flushed or unlocked here.
+                std::mem::forget(daemon);
+                return Err(error.context("taking over failed, and the process that serves goes on"));
+            }
+        }
     }
-    for step in config.steps {
-        daemon.carry_out(step)?;
-    }
-    let _pidfile = config.pidfile.map(Pidfile::write).transpose()?;
-    sandbox.confine()?;
-    daemon.begin();
     if let Some(text) = &config.announcement {
         // A reader that went away is no reason to stop.
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
@@ -64,6 +84,11 @@ pub fn run(config: Config) -> OpenResult {
         background.ready().map_err(|e| OpenError(format!("going to the background: {e}")))?;
     }
     match daemon.serve() {
+        End::HandedOver => {
+            tracing::info!("another process serves: leaving");
+            daemon.leave();
+            return Ok(());
+        }
         End::Signal(signal) => tracing::info!("{signal}: stopping"),
         End::Quit => tracing::info!("a monitor said quit: stopping"),
         End::NothingLeft => tracing::info!("no export is left to be served: stopping"),
@@ -89,6 +114,8 @@ enum End {
     Quit,
     /// The last export has ended by itself, and nobody can make another.
     NothingLeft,
+    /// Another process has taken over.
+    HandedOver,
 }
 
 /// All that was created. Fields drop in the order of the end.
@@ -105,10 +132,16 @@ pub struct Daemon {
     pub chardevs: Chardevs,
     /// Who reads figures.
     metrics: Metrics,
+    /// Where sockets come from.
+    pub sockets: Sockets,
+    /// Where another process can take over, and its path.
+    control: Option<Control>,
+    control_path: Option<PathBuf>,
     notices: Notices,
     end: Option<End>,
     /// Front-ends are served.
     begun: bool,
+    pidfile: Option<Pidfile>,
 }
 
 impl Daemon {
@@ -120,9 +153,13 @@ impl Daemon {
             monitors: Monitors::default(),
             chardevs: Chardevs::default(),
             metrics: Metrics::default(),
+            sockets: Sockets::default(),
+            control: None,
+            control_path: None,
             notices,
             end: None,
             begun: false,
+            pidfile: None,
         }
     }
 
@@ -146,7 +183,7 @@ impl Daemon {
     /// # Errors
     /// See [`Exports::add`].
     pub fn add_export(&mut self, config: ExportConfig) -> OpenResult {
-        self.exports.add(config, &self.graph, &mut self.objects, self.notices.notifier())?;
+        self.exports.add(config, &self.graph, &mut self.objects, &mut self.sockets, self.notices.notifier())?;
         if self.begun {
             self.exports.begin();
         }
@@ -159,9 +196,25 @@ impl Daemon {
         self.exports.begin();
     }
 
+    /// Opens the socket of those who read figures, if there is to be one. Before the exports.
+    fn open_metrics(&mut self, address: Option<&MetricsAddress>) -> OpenResult {
+        if let Some(address) = address {
+            self.metrics = Metrics::open(address, &mut self.sockets)?;
+            self.exports.has_histograms = true;
+        }
+        Ok(())
+    }
+
+    /// Opens the control socket, if there is to be one.
+    fn open_control(&mut self) -> OpenResult {
+        let path = self.control_path.take();
+        self.control = path.map(|path| Control::open(&path, &mut self.sockets)).transpose()?;
+        Ok(())
+    }
+
     /// Opens a character device, and waits for its first client if it is told to.
     fn add_chardev(&mut self, config: &ChardevConfig) -> OpenResult {
-        self.chardevs.add(config)?;
+        self.chardevs.add(config, &mut self.sockets)?;
         match &config.kind {
             ChardevKind::Listening { address, wait: true } => {
                 tracing::info!("chardev \"{}\": waiting for a client at {address}", config.id);

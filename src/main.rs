@@ -12,6 +12,7 @@ mod metrics;
 mod monitor;
 mod options;
 mod sandbox;
+mod takeover;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -5,6 +5,7 @@
 //! creates or starts anything.
 
 mod chardev;
+mod control;
 mod cpus;
 mod disk;
 mod export;
@@ -28,6 +29,7 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser};
 
 use crate::commands::{self, Command};
 pub use chardev::{ChardevConfig, ChardevKind, MonitorConfig};
+pub use control::{ControlArgs, ControlConfig};
 pub use cpus::Cpus;
 pub use disk::{CacheMode, Disk};
 pub use export::{
@@ -103,6 +105,9 @@ pub struct Cli {
     vhost_user_program: VhostUserProgramArgs,
 
     #[command(flatten)]
+    control: ControlArgs,
+
+    #[command(flatten)]
     metrics: MetricsArgs,
 
     #[command(flatten)]
@@ -146,6 +151,8 @@ pub struct Config {
     pub announcement: Option<String>,
     /// Where figures are served. None: nowhere.
     pub metrics: Option<MetricsAddress>,
+    /// By which sockets disks go from one process to the next.
+    pub control: ControlConfig,
     /// What to give up when all steps are done.
     pub sandbox: SandboxConfig,
 }
@@ -231,7 +238,8 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
     let cli = Cli::from_arg_matches(&matches).map_err(|error| UsageError(Complaint::Parser(Box::new(error))))?;
     let invocation = match (cli.command, styles.first()) {
         (Some(command), _) => {
-            return match SandboxArgs::given(&matches).or(MetricsArgs::given(&matches)) {
+            let given = ControlArgs::given(&matches).or(SandboxArgs::given(&matches)).or(MetricsArgs::given(&matches));
+            return match given {
                 Some(option) => Err(UsageError::new(format!("{option} belongs behind the command"))),
                 None => commands::invocation(command),
             };
@@ -241,7 +249,8 @@ pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Res
     };
     Ok(match invocation {
         Invocation::Start(config) => {
-            Invocation::Start(Config { sandbox: cli.sandbox.config(), metrics: cli.metrics.address(), ..config })
+            let (control, metrics) = (cli.control.config()?, cli.metrics.address());
+            Invocation::Start(Config { control, sandbox: cli.sandbox.config(), metrics, ..config })
         }
         other => other,
     })

@@ -73,9 +73,16 @@ pub struct Setup {
     export: String,
     socket: Option<PathBuf>,
     more: Vec<String>,
+    /// All words of a command line of another style; nothing else is used then but the socket.
+    words: Option<Vec<String>>,
 }
 
 impl Setup {
+    /// A command line as it stands, of a style of blockport's own. Its socket is to be told with [`Setup::at`].
+    pub fn bare(words: Vec<String>) -> Self {
+        Self { words: Some(words), ..Self::new("", &[]) }
+    }
+
     /// Nodes as given; the one called `node` is exported, writable with one queue.
     pub fn new(node: &str, blockdevs: &[&str]) -> Self {
         Self {
@@ -91,6 +98,7 @@ impl Setup {
             export: "writable=on".to_string(),
             socket: None,
             more: Vec::new(),
+            words: None,
         }
     }
 
@@ -205,6 +213,11 @@ impl Setup {
         let mut words = self.wrapper.iter().map(String::as_str).chain([self.program.path()]);
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words);
+        if let Some(words) = &self.words {
+            command.args(words);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            return command;
+        }
         let engine = self.engine.as_ref().filter(|_| self.program == Program::Blockport);
         let engine = engine.map(|engine| format!(",aio-engine={engine}")).unwrap_or_default();
         for iothread in 0..self.iothreads {
@@ -249,6 +262,20 @@ impl Setup {
     /// Starts it and waits until it listens, or gives its exit status and what it said.
     #[track_caller]
     pub fn try_start(&self) -> Result<Backend, (ExitStatus, String)> {
+        let mut backend = self.launch();
+        let end = Instant::now() + DEADLINE;
+        while !backend.listens() {
+            if wait::readable(&backend.ended, Duration::from_millis(2)) {
+                let status = backend.reap();
+                return Err((status, backend.said()));
+            }
+            assert!(Instant::now() < end, "{:?} does not listen:\n{}", self.program, backend.said());
+        }
+        Ok(backend)
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn launch(&self) -> Backend {
         let dir = tempfile::Builder::new().prefix("blockport-").tempdir().expect("a directory for a socket");
         let socket = self.socket.clone().unwrap_or_else(|| dir.path().join("sock"));
         let mut child = self.command(&socket).spawn().unwrap_or_else(|error| {
@@ -261,16 +288,7 @@ impl Setup {
             let (mut pipe, stderr) = (child.stderr.take().expect("a pipe"), Arc::clone(&stderr));
             std::thread::spawn(move || collect(&mut pipe, &stderr))
         };
-        let mut backend = Backend { child, pid, ended, stderr, reader: Some(reader), over: false, socket, _dir: dir };
-        let end = Instant::now() + DEADLINE;
-        while !backend.listens() {
-            if wait::readable(&backend.ended, Duration::from_millis(2)) {
-                let status = backend.reap();
-                return Err((status, backend.said()));
-            }
-            assert!(Instant::now() < end, "{:?} does not listen:\n{}", self.program, backend.said());
-        }
-        Ok(backend)
+        Backend { child, pid, ended, stderr, reader: Some(reader), over: false, socket, _dir: dir }
     }
 }
 
@@ -391,6 +409,13 @@ impl Backend {
     #[track_caller]
     pub fn stop(mut self) -> String {
         self.terminate()
+    }
+
+    /// Waits for its end, whatever it is. Its exit status, and what it said.
+    #[track_caller]
+    pub fn ended(mut self) -> (ExitStatus, String) {
+        assert!(wait::readable(&self.ended, DEADLINE * 3), "it does not end:\n{}", self.said());
+        (self.reap(), self.said())
     }
 
     /// Waits for its end, which it was told by other means than a signal; it must be with status 0.

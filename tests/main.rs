@@ -49,5 +49,6 @@ mod ring_descriptors;
 mod rings;
 mod sandbox;
 mod situations;
+mod takeover;
 mod throttle;
 mod write_cache;

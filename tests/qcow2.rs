@@ -33,7 +33,7 @@ fn setup(path: &Path) -> Setup {
     Setup::new("d0", &[&node]).export(&format!("num-queues={QUEUES}")).iothreads(2)
 }
 
-fn checked(path: &Path) -> CheckReport {
+pub fn checked(path: &Path) -> CheckReport {
     let graph = Graph::default();
     let path = path.display();
     let options = format!("qcow2,node-name=d0,read-only=on,file.driver=file,file.filename={path}");

@@ -71,6 +71,13 @@ pub struct ExportImage {
     pub session: Option<SessionImage>,
 }
 
+impl ExportImage {
+    /// Whether a ring runs.
+    pub fn has_rings(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.rings.iter().any(|ring| ring.started))
+    }
+}
+
 /// All that was negotiated with a front-end. Addresses are its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionImage {

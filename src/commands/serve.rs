@@ -12,10 +12,10 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::options::{
-    CacheMode, ChardevConfig, ChardevKind, Config, Cpus, Disk, ExportConfig, IothreadConfig, MetricsAddress,
-    MetricsArgs, MonitorConfig, ON_ERROR_NAMES, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT, SEG_MAX_LIMIT,
-    STOP_TIMEOUT_MS_MAX, SandboxArgs, SocketAddress, Step, UsageError, check_queue_size_max, check_serial,
-    check_socket_path, parse_logical_block_size, parse_socket_mode,
+    CacheMode, ChardevConfig, ChardevKind, Config, ControlArgs, Cpus, Disk, ExportConfig, IothreadConfig,
+    MetricsAddress, MetricsArgs, MonitorConfig, ON_ERROR_NAMES, POLL_MAX_NS_DEFAULT, QUEUES_MAX, SEG_MAX_DEFAULT,
+    SEG_MAX_LIMIT, STOP_TIMEOUT_MS_MAX, SandboxArgs, SocketAddress, Step, UsageError, check_queue_size_max,
+    check_serial, check_socket_path, parse_logical_block_size, parse_socket_mode,
 };
 
 /// The permissions of the socket unless stated: whoever may connect may read and write the disk.
@@ -168,6 +168,9 @@ pub struct ServeArgs {
     monitor: Option<PathBuf>,
 
     #[command(flatten)]
+    control: ControlArgs,
+
+    #[command(flatten)]
     metrics: MetricsArgs,
 
     #[command(flatten)]
@@ -223,8 +226,12 @@ impl ServeArgs {
         }
         let format = self.format.unwrap_or_else(|| Disk::format_by_name(&self.disk).to_owned());
         let disk = Disk { path: self.disk, format, read_only: self.read_only, cache: self.cache };
-        let mut config =
-            Config { sandbox: self.sandbox.config(), metrics: self.metrics.address(), ..Config::default() };
+        let mut config = Config {
+            control: self.control.config()?,
+            sandbox: self.sandbox.config(),
+            metrics: self.metrics.address(),
+            ..Config::default()
+        };
         let iothread = IothreadConfig {
             poll_max_ns: self.poll_max_ns,
             aio_engine: self.aio_engine,

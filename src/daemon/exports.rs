@@ -2,11 +2,14 @@
 //!
 //! This file owns how a configuration becomes an export and how an export ends. It never sees a request.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use blockport_block::{BlockBackend, BlockError, Graph, OpenError, OpenResult, Permissions, RequestKind};
-use blockport_vhost::{Activation, ExportSettings, QueueFigures, SocketAddress, VhostUserBlkExport};
+use blockport_block::{BlockBackend, BlockError, Graph, OpenError, OpenResult, Permissions, RequestKind, Statistics};
+use blockport_vhost::{
+    Activation, ExportSettings, HandingOver, QueueFigures, SocketAddress, SocketFile, VhostUserBlkExport,
+};
 use nix::unistd::{Gid, Group};
 
 use super::activation::AskMainThread;
@@ -14,6 +17,7 @@ use super::notices::{Notice, Notifier};
 use super::objects::Objects;
 use crate::metrics;
 use crate::options::{self, ExportConfig};
+use crate::takeover::sockets::{self, Sockets};
 
 /// Larger logical blocks than this are unusual enough for a warning, in bytes.
 const LOGICAL_BLOCK_SIZE_USUAL: u32 = 4096;
@@ -59,6 +63,21 @@ impl Export {
     /// Whether a front-end is connected.
     pub fn is_connected(&self) -> bool {
         self.export.is_connected()
+    }
+
+    /// What it offers.
+    pub fn settings(&self) -> &ExportSettings {
+        self.export.settings()
+    }
+
+    /// Where it is reached; see [`VhostUserBlkExport::listening`].
+    pub fn listening(&self) -> Option<(&OwnedFd, Option<&SocketFile>)> {
+        self.export.listening()
+    }
+
+    /// Stops serving, so that another process can go on.
+    pub fn hand_over(&self, until: Instant) -> HandingOver {
+        self.export.hand_over(until)
     }
 
     /// Whether it has stopped over an error, and keeps requests.
@@ -111,6 +130,7 @@ impl Exports {
         config: ExportConfig,
         graph: &Graph,
         objects: &mut Objects,
+        sockets: &mut Sockets,
         notifier: Notifier,
     ) -> OpenResult {
         let id = config.id.clone();
@@ -119,7 +139,7 @@ impl Exports {
             return Err(about(OpenError("its id is taken by another export".into())));
         }
         self.last_number += 1;
-        let export = start(self.last_number, config, graph, objects, notifier).map_err(about)?;
+        let export = start(self.last_number, config, graph, objects, sockets, notifier).map_err(about)?;
         if self.has_histograms {
             for kind in RequestKind::ALL {
                 export.backend().set_latency_histogram(kind, Some(metrics::BOUNDARIES))?;
@@ -242,6 +262,11 @@ impl Exports {
         self.list.iter()
     }
 
+    /// Whether a front-end still uses one that was revoked.
+    pub fn has_revoked(&self) -> bool {
+        !self.revoked.is_empty()
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty() && self.revoked.is_empty()
@@ -259,6 +284,7 @@ fn start(
     config: ExportConfig,
     graph: &Graph,
     objects: &mut Objects,
+    sockets: &mut Sockets,
     notifier: Notifier,
 ) -> OpenResult<Export> {
     let node =
@@ -276,20 +302,7 @@ fn start(
     let backend = graph.create_backend(&config.id);
     backend.set_block_size(config.logical_block_size);
     backend.insert(node, Permissions::device(config.writable))?;
-    let settings = ExportSettings {
-        id: config.id,
-        num_queues: config.num_queues,
-        writable: config.writable,
-        logical_block_size: config.logical_block_size,
-        serial: config.serial,
-        seg_max: config.seg_max,
-        packed: config.packed,
-        queue_size_max: config.queue_size_max,
-        writethrough: config.writethrough,
-        on_read_error: config.on_read_error,
-        on_write_error: config.on_write_error,
-        stop_timeout: (config.stop_timeout_ms > 0).then(|| Duration::from_millis(config.stop_timeout_ms)),
-    };
+    let settings = export_settings(&config);
     if settings.logical_block_size > LOGICAL_BLOCK_SIZE_USUAL {
         let size = settings.logical_block_size;
         tracing::warn!("export \"{}\": Linux and firmware may refuse blocks of {size} bytes", settings.id);
@@ -299,9 +312,36 @@ fn start(
         hand_over: config.hand_over,
     });
     let on_end = Box::new(move || notifier.send(Notice::ExportEnded(number)));
-    let export = VhostUserBlkExport::start(backend, settings, remotes, &address, activation, on_end);
+    let (endpoint, resumed) = sockets.open_export(&config.id, &address)?;
+    let (resumed, statistics) = sockets::split(resumed);
+    backend.count_on(Statistics::from_numbers(&statistics));
+    if resumed.as_ref().is_some_and(|(image, _)| image.has_rings())
+        && let Some(root) = backend.root()
+    {
+        // Requests will come without a ring that starts.
+        root.activate()?;
+    }
+    let export = VhostUserBlkExport::start(backend, settings, remotes, endpoint, activation, resumed, on_end);
     let export = export.map_err(OpenError::new)?;
     Ok(Export { number, export, iothreads, queue_iothreads })
+}
+
+/// What an export offers by its configuration.
+pub fn export_settings(config: &ExportConfig) -> ExportSettings {
+    ExportSettings {
+        id: config.id.clone(),
+        num_queues: config.num_queues,
+        writable: config.writable,
+        logical_block_size: config.logical_block_size,
+        serial: config.serial.clone(),
+        seg_max: config.seg_max,
+        packed: config.packed,
+        queue_size_max: config.queue_size_max,
+        writethrough: config.writethrough,
+        on_read_error: config.on_read_error,
+        on_write_error: config.on_write_error,
+        stop_timeout: (config.stop_timeout_ms > 0).then(|| Duration::from_millis(config.stop_timeout_ms)),
+    }
 }
 
 fn log_statistics(id: &str, backend: &Arc<BlockBackend>) {

@@ -13,6 +13,7 @@ use super::{Daemon, End};
 use crate::metrics;
 use crate::monitor::events::ExportDeleted;
 use crate::monitor::{Source, dispatch};
+use crate::takeover::give::Control;
 
 impl Daemon {
     /// Serves until something ends it; says what.
@@ -32,6 +33,9 @@ impl Daemon {
             }
             self.monitors.sweep();
             self.serve_figures(&readers);
+            if self.end.is_none() {
+                self.serve_control();
+            }
             if let Some(end) = self.end {
                 return end;
             }
@@ -45,6 +49,9 @@ impl Daemon {
         let mut fds = vec![PollFd::new(self.notices.as_fd(), PollFlags::POLLIN)];
         fds.extend(sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
         fds.extend(readers.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
+        // Looked at in every turn, whatever woke it.
+        let control = self.control.iter().flat_map(Control::descriptors);
+        fds.extend(control.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let timeout = match self.metrics.timeout() {
             _ if self.monitors.has_work() => PollTimeout::ZERO,
             // Rounded up, as what is due in less than the unit is not due yet.

@@ -8,16 +8,17 @@ mod exposition;
 mod http;
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use blockport_block::{OpenError, OpenResult};
-use blockport_vhost::{Endpoint, Listener, SocketAddress};
+use blockport_vhost::{Endpoint, Listener, SocketAddress, SocketFile};
 use nix::poll::PollFlags;
 
 use crate::options::MetricsAddress;
+use crate::takeover::sockets::Sockets;
 use http::Parsed;
 
 /// How many clients there are at once; a further one takes the place of the one that is there longest.
@@ -91,11 +92,11 @@ impl Metrics {
     ///
     /// # Errors
     /// It cannot be had.
-    pub fn open(address: &MetricsAddress) -> OpenResult<Self> {
+    pub fn open(address: &MetricsAddress, sockets: &mut Sockets) -> OpenResult<Self> {
         let refuse = |error: &dyn std::fmt::Display| OpenError(format!("--metrics {address}: {error}"));
         let socket = match address {
             MetricsAddress::Tcp(address) => {
-                let listener = TcpListener::bind(address).map_err(|e| refuse(&e))?;
+                let listener = sockets.open_tcp(*address).map_err(|e| refuse(&e))?;
                 listener.set_nonblocking(true).map_err(|e| refuse(&e))?;
                 let bound = listener.local_addr().map_err(|e| refuse(&e))?;
                 tracing::info!("figures are at http://{bound}/metrics");
@@ -103,7 +104,7 @@ impl Metrics {
             }
             MetricsAddress::Unix(path) => {
                 let unix = SocketAddress::Unix { path: path.clone(), mode: Some(SOCKET_MODE), group: None };
-                match Endpoint::open(&unix).map_err(|e| refuse(&e))? {
+                match sockets.open(&unix).map_err(|e| refuse(&e))? {
                     Endpoint::Listening(listener) => {
                         listener.set_nonblocking().map_err(|e| refuse(&e))?;
                         Socket::Unix(listener)
@@ -113,6 +114,26 @@ impl Metrics {
             }
         };
         Ok(Self { socket: Some(socket), ..Self::default() })
+    }
+
+    /// The socket for a process after us, with its address if that is one of TCP.
+    ///
+    /// # Errors
+    /// There are too few descriptors.
+    pub fn share(&self) -> io::Result<Option<(OwnedFd, Option<SocketAddr>)>> {
+        Ok(match &self.socket {
+            None => None,
+            Some(Socket::Tcp(listener)) => Some((listener.try_clone()?.into(), Some(listener.local_addr()?))),
+            Some(Socket::Unix(listener)) => Some((listener.share()?, None)),
+        })
+    }
+
+    /// Its socket file, if it made one.
+    pub fn socket_file(&self) -> Option<&SocketFile> {
+        match &self.socket {
+            Some(Socket::Unix(listener)) => listener.file(),
+            Some(Socket::Tcp(_)) | None => None,
+        }
     }
 
     /// Everything that is to be waited for.

@@ -39,6 +39,7 @@ impl Paths {
     pub(super) fn of(config: &Config) -> Self {
         let mut paths = Self { allowed: config.sandbox.allow.clone(), ..Self::default() };
         paths.ours.extend(config.pidfile.as_deref().map(folder));
+        paths.ours.extend(config.control.control.as_deref().map(folder));
         let monitor = config.steps.iter().any(|step| matches!(step, Step::Monitor(_)));
         paths.any = monitor && paths.allowed.is_empty() && config.sandbox.mode != SandboxMode::Strict;
         if let Some(MetricsAddress::Unix(path)) = &config.metrics {

@@ -85,7 +85,7 @@ impl QapiType for ChardevAdd {
 }
 
 fn chardev_add(daemon: &mut Daemon, ChardevAdd(config): ChardevAdd) -> CommandResult<Done> {
-    daemon.chardevs.add(&config)?;
+    daemon.chardevs.add(&config, &mut daemon.sockets)?;
     Ok(Done {})
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use blockport_block::aio::{Iothread, PollSettings};
 use blockport_block::options::Options;
 use blockport_block::{BlockBackend, Graph, OnErrorPolicy, Permissions};
-use blockport_vhost::{ExportSettings, SocketAddress, VhostUserBlkExport};
+use blockport_vhost::{Endpoint, ExportSettings, SocketAddress, VhostUserBlkExport};
 use libfuzzer_sys::fuzz_target;
 use vhost::vhost_user::VhostUserBackendReqHandler;
 use vhost::vhost_user::message::{
@@ -53,7 +53,8 @@ fn bench() -> Bench {
     };
     let address = SocketAddress::Unix { path: dir.path().join("socket"), mode: None, group: None };
     let iothreads = vec![iothread.remote().clone()];
-    let export = VhostUserBlkExport::start(backend, settings, iothreads, &address, Box::new(|| {})).expect("an export");
+    let endpoint = Endpoint::open(&address).expect("a socket");
+    let export = VhostUserBlkExport::start(backend, settings, iothreads, endpoint, None, None, Box::new(|| {})).expect("an export");
     let memory = File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd"));
     memory.set_len(2 * REGION).expect("room");
     Bench { export, _iothread: iothread, _graph: graph, _dir: dir, memory }
