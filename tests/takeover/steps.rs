@@ -125,6 +125,12 @@ fn the_old_process_touches_nothing_once_the_new_one_serves() {
     let old = setup.start();
     let mut device = old.device(&Profile::qemu());
     let (new, relay) = begin(&place, &setup, (MESSAGES, false));
+    // It is still there, as it waits for the other to say goodbye, and it hears the same kicks.
+    for round in 0..60 {
+        device.queue().write(8 * (round % 16), &pattern(round as u32, 4096));
+        assert!(device.queue().read(8 * (round % 16), 4096) == pattern(round as u32, 4096));
+        assert!(!device.queue().has_completion(), "something is completed twice");
+    }
     drop(relay);
     old.ended_well();
     // It may die, too: what it has not done yet is in the in-flight region.
