@@ -31,6 +31,17 @@ pub enum RequestKind {
 impl RequestKind {
     /// Every kind, in the order of [`Statistics`].
     pub const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Flush, Self::Discard, Self::WriteZeroes];
+
+    /// For people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write-zeroes",
+        }
+    }
 }
 
 const KINDS: usize = RequestKind::ALL.len();

@@ -9,6 +9,7 @@ mod errors;
 mod media;
 mod notifiers;
 mod rebuild;
+mod requests;
 mod root;
 mod statistics;
 mod throttling;
@@ -32,6 +33,7 @@ pub use device::Attached;
 pub use media::TrayOpening;
 pub use notifiers::{BackendNotice, Notifier};
 pub(crate) use rebuild::{abort, commit, prepare, rebuild};
+pub use requests::{RequestInfo, WaitsFor};
 pub use throttling::BackendHurry;
 
 use notifiers::Notifiers;

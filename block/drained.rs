@@ -2,8 +2,10 @@
 //! from a backend, so that draining the backends above a node drains the node, and everything between them.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::backend::BlockBackend;
+use crate::error::OpenResult;
 use crate::node::Node;
 
 /// A drained section: it begins with this value and ends when it is dropped. Sections nest. Control side, never an
@@ -16,6 +18,18 @@ impl Drained {
         backends.iter().for_each(|backend| backend.quiesce());
         backends.iter().for_each(|backend| backend.wait_until_idle());
         Self(backends)
+    }
+
+    /// Drains these backends, unless that takes longer than `time`.
+    ///
+    /// # Errors
+    /// It does; the error says what hangs. Nothing is drained any more.
+    pub fn within(time: Duration, backends: Vec<Arc<BlockBackend>>) -> OpenResult<Self> {
+        let deadline = Instant::now() + time;
+        backends.iter().for_each(|backend| backend.quiesce());
+        let drained = Self(backends);
+        drained.0.iter().try_for_each(|backend| backend.wait_until_idle_by(deadline))?;
+        Ok(drained)
     }
 
     /// Drains every backend whose requests can reach the node.

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::backend::RequestInfo;
 use crate::on_error::ErrorAction;
 
 /// Something that happened. `device` is the label of a backend: the id of its device.
@@ -60,6 +61,15 @@ pub enum BlockEvent {
         queue: u16,
         /// Why, for people.
         reason: String,
+    },
+    /// Requests take longer than they ever should.
+    RequestsStuck {
+        /// The device.
+        device: String,
+        /// The oldest of them.
+        request: RequestInfo,
+        /// How many they are, of one iothread.
+        count: u64,
     },
 }
 

@@ -28,8 +28,8 @@ pub mod throttle;
 
 pub use accounting::{BOUNDARIES_MAX, KindStatistics, LatencyHistogram, RequestKind, Statistics};
 pub use backend::{
-    Attached, BackendChannel, BackendHurry, BackendNotice, BlockBackend, Completed, Notifier, Request, Submitted,
-    TrayOpening,
+    Attached, BackendChannel, BackendHurry, BackendNotice, BlockBackend, Completed, Notifier, Request, RequestInfo,
+    Submitted, TrayOpening, WaitsFor,
 };
 pub use backing::resolve as resolve_path;
 pub use child::{Child, ChildChannel};

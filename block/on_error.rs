@@ -134,6 +134,10 @@ impl OnError {
     /// drive, are always reported.
     pub(crate) fn action(&self, kind: RequestKind, error: BlockError) -> ErrorAction {
         let nospace = error == BlockError::NoSpace;
+        // An operator has given the request up: it is to end.
+        if error == BlockError::Host(libc::ECANCELED) {
+            return ErrorAction::Report;
+        }
         if !nospace && !matches!(error, BlockError::Host(_)) {
             return ErrorAction::Report;
         }

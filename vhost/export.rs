@@ -348,6 +348,11 @@ impl VhostUserBlkExport {
         self.state.device_stop.resume();
     }
 
+    /// Answers with the error what is kept while the device has stopped.
+    pub fn give_kept_up(&self) {
+        self.state.device_stop.give_up();
+    }
+
     /// Whether the device has stopped over an error, and keeps requests.
     pub fn is_stopped(&self) -> bool {
         self.state.device_stop.is_stopped()

@@ -3,7 +3,9 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -148,6 +150,28 @@ impl AioRemote {
         }
         self.post(move |context| run(context, Answer(sender)));
         receiver.recv().ok()
+    }
+
+    /// The same as [`AioRemote::call`], but waits no longer than `time`; what was asked for may be done later still.
+    /// `Ok(None)`: there will be no answer.
+    ///
+    /// # Errors
+    /// The time is over.
+    pub(crate) fn call_within<T: Send + 'static>(
+        &self,
+        time: Duration,
+        run: impl FnOnce(&AioContext, Answer<T>) + Send + 'static,
+    ) -> Result<Option<T>, ()> {
+        if self.is_current() {
+            return Ok(self.call(run));
+        }
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.post(move |context| run(context, Answer(sender)));
+        match receiver.recv_timeout(time) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(RecvTimeoutError::Disconnected) => Ok(None),
+            Err(RecvTimeoutError::Timeout) => Err(()),
+        }
     }
 
     /// What the loop has done so far. Waits for nobody.

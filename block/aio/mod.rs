@@ -11,6 +11,7 @@ mod mailbox;
 mod operation;
 mod poll;
 mod signal;
+mod supervision;
 mod task;
 mod threads;
 mod timer;
@@ -36,6 +37,7 @@ pub use mailbox::{AioRemote, Answer};
 pub use operation::{Completion, Operation, RingOp};
 pub use poll::{Heat, PollSettings, Poller};
 pub use signal::{Signal, Watch};
+pub use supervision::Supervised;
 pub use timer::Sleep;
 
 use engine::Engine;
@@ -43,6 +45,7 @@ use figures::Counters;
 use mailbox::{Mailbox, Message};
 use operation::Operations;
 use poll::AdaptivePolling;
+use supervision::Supervision;
 use task::Tasks;
 use timer::Timers;
 
@@ -52,6 +55,9 @@ pub trait TurnEnd {
     /// Called once for each registration.
     fn turn_end(&self);
 }
+
+/// A loop that is always busy looks for what hangs when this mask of its busy turns is 0.
+const BUSY_TURNS_UNWATCHED: u64 = (1 << 16) - 1;
 
 /// Reserves `count` numbers for [`AioContext::set_local`], unique in the process; the first is returned.
 pub fn reserve_locals(count: u64) -> u64 {
@@ -97,6 +103,7 @@ struct Inner {
     /// The messages taken out of it; kept for its room.
     mail: RefCell<Vec<Message>>,
     polling: AdaptivePolling,
+    supervision: Supervision,
     /// The queues to look at in each turn: those that were kicked since the loop last slept.
     hot: RefCell<Vec<Rc<dyn Poller>>>,
     /// How many turns had something to do.
@@ -126,6 +133,7 @@ impl AioContext {
             mailbox,
             mail: RefCell::default(),
             polling: AdaptivePolling::new(polling, figures),
+            supervision: Supervision::default(),
             hot: RefCell::default(),
             busy_turns: Cell::new(0),
             turn_end: RefCell::default(),
@@ -238,6 +246,23 @@ impl AioContext {
         self.0.locals.borrow().get(&id)?.upgrade()?.downcast().ok()
     }
 
+    /// Has someone look from time to time, as long as anything is waited for, how long that takes.
+    pub(crate) fn supervise(&self, one: Weak<dyn Supervised>) {
+        self.0.supervision.add(one);
+    }
+
+    /// Something is waited for.
+    #[inline]
+    pub(crate) fn wait_begins(&self) {
+        self.0.supervision.wait_begins();
+    }
+
+    /// It has come.
+    #[inline]
+    pub(crate) fn wait_ends(&self) {
+        self.0.supervision.wait_ends();
+    }
+
     /// How the loop polls; may be changed at any time.
     pub fn set_poll_settings(&self, settings: PollSettings) {
         self.0.polling.set(settings);
@@ -285,6 +310,10 @@ impl AioContext {
         progress |= this.tasks.run_ready();
         self.run_turn_end();
         this.busy_turns.set(this.busy_turns.get() + u64::from(progress));
+        // A loop that sleeps looks then; one that has no time to sleep looks now and then.
+        if this.busy_turns.get() & BUSY_TURNS_UNWATCHED == 0 {
+            this.supervision.look();
+        }
 
         let look_again = this.polling.keep_polling(this.hot.borrow().is_empty(), progress);
         if look_again || this.tasks.any_ready() || this.stopping.get() {
@@ -360,11 +389,13 @@ impl AioContext {
             return false;
         }
         let timeout = this.timers.next().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = this.supervision.limit(timeout);
         let before = this.polling.before_sleep();
         Counters::count(&this.mailbox.figures().sleeps);
         this.engine.enter_wait(timeout);
         this.polling.after_sleep(before);
         this.mailbox.woke();
+        this.supervision.look();
         true
     }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use super::BlockBackend;
+use super::requests::{Entry, GIVEN_UP, Requests, WaitsFor};
 use super::throttling::Gate;
 use crate::accounting::{Accounting, Histograms, RequestKind};
 use crate::aio::{self, AioContext};
@@ -34,6 +35,8 @@ pub struct BackendChannel {
     /// How many requests of each kind were ready at once and are not published yet.
     ready: [Cell<u32>; RequestKind::ALL.len()],
     histograms: RefCell<Histograms>,
+    /// Those under way.
+    pub(super) requests: RefCell<Requests>,
     pub(super) on_error: Arc<OnError>,
     pub(super) label: String,
     /// The backend's, copied here so that a write reads no line that others share.
@@ -65,6 +68,7 @@ impl BackendChannel {
             idle: RefCell::default(),
             ready: Default::default(),
             histograms: RefCell::new(accounting.histograms()),
+            requests: RefCell::default(),
             accounting,
             on_error: backend.on_error.clone(),
             label: backend.label.clone(),
@@ -75,6 +79,8 @@ impl BackendChannel {
             context: context.clone(),
         });
         channel.set_gated();
+        let supervised: std::rc::Weak<Self> = Rc::downgrade(&channel);
+        context.supervise(supervised);
         channel
     }
 
@@ -96,31 +102,31 @@ impl BackendChannel {
     #[inline]
     pub fn preadv(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
         let bytes = iovec::total_len(iov);
-        self.start(RequestKind::Read, bytes, iov, move |root, iov, _| root.preadv(offset, iov))
+        self.start(RequestKind::Read, offset, bytes, iov, move |root, iov, _| root.preadv(offset, iov))
     }
 
     /// Writes `iov`'s length in bytes at `offset`; stable when it completes if the write cache is off.
     #[inline]
     pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
         let bytes = iovec::total_len(iov);
-        self.start(RequestKind::Write, bytes, iov, move |root, iov, fua| {
+        self.start(RequestKind::Write, offset, bytes, iov, move |root, iov, fua| {
             root.pwritev(offset, iov, WriteFlags { fua, ..WriteFlags::default() })
         })
     }
 
     /// Everything that completed before this is stable when it completes.
     pub fn flush(self: &Rc<Self>) -> Submitted {
-        self.start(RequestKind::Flush, 0, &[], |root, _, _| root.flush())
+        self.start(RequestKind::Flush, 0, 0, &[], |root, _, _| root.flush())
     }
 
     /// Tells that the content of a range no longer matters.
     pub fn pdiscard(self: &Rc<Self>, offset: u64, bytes: u64) -> Submitted {
-        self.start(RequestKind::Discard, bytes, &[], move |root, _, _| root.pdiscard(offset, bytes))
+        self.start(RequestKind::Discard, offset, bytes, &[], move |root, _, _| root.pdiscard(offset, bytes))
     }
 
     /// Makes a range read as zeroes; `may_unmap`: the space may be given back.
     pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Submitted {
-        self.start(RequestKind::WriteZeroes, bytes, &[], move |root, _, fua| {
+        self.start(RequestKind::WriteZeroes, offset, bytes, &[], move |root, _, fua| {
             root.pwrite_zeroes(offset, bytes, WriteFlags { fua, may_unmap, ..WriteFlags::default() })
         })
     }
@@ -136,6 +142,7 @@ impl BackendChannel {
     fn start(
         self: &Rc<Self>,
         kind: RequestKind,
+        offset: u64,
         bytes: u64,
         iov: &[IoVec],
         go: impl FnOnce(&Rc<ChildChannel>, &[IoVec], bool) -> BlockFuture + 'static,
@@ -146,7 +153,7 @@ impl BackendChannel {
                 gate => {
                     let iov = iov.to_vec();
                     let parked: Parked = Box::new(move |root, fua| go(root, &iov, fua));
-                    return self.pending(kind, bytes, self.held(gate, (self.medium.get(), parked)));
+                    return self.pending(kind, offset, bytes, self.held(gate, (self.medium.get(), parked)));
                 }
             }
         }
@@ -165,7 +172,7 @@ impl BackendChannel {
             }
             Err(future) => {
                 self.in_flight.set(self.in_flight.get() + 1);
-                self.pending(kind, bytes, State::Running(future))
+                self.pending(kind, offset, bytes, State::Running(future))
             }
         }
     }
@@ -191,10 +198,13 @@ impl BackendChannel {
         }
     }
 
-    fn pending(self: &Rc<Self>, kind: RequestKind, bytes: u64, state: State) -> Submitted {
+    fn pending(self: &Rc<Self>, kind: RequestKind, offset: u64, bytes: u64, state: State) -> Submitted {
         self.accounting.begins();
+        self.context.wait_begins();
         let started = self.context.turn_nanoseconds();
-        Submitted::Pending(Request { channel: self.clone(), kind, bytes, started, state })
+        let entry = Entry::new(kind, offset, bytes, started, state.waits_for());
+        let place = self.requests.borrow_mut().add(entry);
+        Submitted::Pending(Request { channel: self.clone(), kind, bytes, started, place, state })
     }
 
     /// A batch of requests is about to start: what is ready at once will have taken from now on.
@@ -331,6 +341,8 @@ pub struct Request {
     bytes: u64,
     /// When it was submitted, as [`aio::nanoseconds`] has it.
     started: u64,
+    /// In the channel's list.
+    place: usize,
     state: State,
 }
 
@@ -345,6 +357,41 @@ enum State {
     Running(BlockFuture),
 }
 
+impl State {
+    fn waits_for(&self) -> WaitsFor {
+        match self {
+            Self::Parked(_) => WaitsFor::Drain,
+            Self::Limited(..) => WaitsFor::Limit,
+            Self::Running(_) | Self::Done => WaitsFor::Host,
+        }
+    }
+}
+
+impl Request {
+    fn go_over(&mut self, state: State) {
+        self.channel.requests.borrow_mut().set_waits_for(self.place, state.waits_for());
+        self.state = state;
+    }
+
+    /// Whether an operator has given it up while it waited.
+    fn is_given_up(&self, cx: &Context<'_>) -> bool {
+        self.channel.requests.borrow_mut().is_given_up(self.place, cx.waker())
+    }
+
+    fn ended(&mut self, result: BlockResult) -> Poll<BlockResult> {
+        let was_in_flight = !matches!(self.state, State::Parked(_));
+        self.state = State::Done;
+        self.channel.requests.borrow_mut().remove(self.place);
+        self.channel.accounting.done(self.kind, self.bytes, result.is_ok());
+        self.channel.accounting.ends();
+        self.channel.context.wait_ends();
+        if was_in_flight {
+            self.channel.finished();
+        }
+        Poll::Ready(result)
+    }
+}
+
 impl Future for Request {
     type Output = BlockResult;
 
@@ -356,35 +403,42 @@ impl Future for Request {
                 State::Parked(parked) => {
                     if this.channel.quiesced.get() {
                         this.channel.parked.borrow_mut().push(cx.waker().clone());
+                        if this.is_given_up(cx) {
+                            return this.ended(Err(GIVEN_UP));
+                        }
                         return Poll::Pending;
                     }
                     let parked = parked.take();
                     match (this.channel.gate(this.kind, this.bytes), parked) {
                         (Gate::Limited(turn), Some(parked)) => {
-                            this.state = this.channel.held(Gate::Limited(turn), parked);
+                            let state = this.channel.held(Gate::Limited(turn), parked);
+                            this.go_over(state);
                         }
                         (_, parked) => {
                             this.channel.in_flight.set(this.channel.in_flight.get() + 1);
-                            this.state = State::Running(this.channel.go_on(parked));
+                            let state = State::Running(this.channel.go_on(parked));
+                            this.go_over(state);
                         }
                     }
                 }
                 State::Limited(turn, parked) => {
-                    std::task::ready!(Pin::new(turn).poll(cx));
+                    if Pin::new(turn).poll(cx).is_pending() {
+                        if this.is_given_up(cx) {
+                            return this.ended(Err(GIVEN_UP));
+                        }
+                        return Poll::Pending;
+                    }
                     let parked = parked.take();
-                    this.state = State::Running(this.channel.go_on(parked));
+                    let state = State::Running(this.channel.go_on(parked));
+                    this.go_over(state);
                 }
                 State::Running(future) => {
                     let result = std::task::ready!(Pin::new(future).poll(cx));
-                    this.channel.accounting.done(this.kind, this.bytes, result.is_ok());
-                    this.channel.accounting.ends();
                     if result.is_ok() {
                         let now = this.channel.context.turn_nanoseconds();
                         this.channel.took(this.kind, now.saturating_sub(this.started), 1, now);
                     }
-                    this.state = State::Done;
-                    this.channel.finished();
-                    return Poll::Ready(result);
+                    return this.ended(result);
                 }
             }
         }

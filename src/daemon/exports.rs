@@ -224,6 +224,15 @@ impl Exports {
         Ok(())
     }
 
+    /// Answers what an export keeps over an error; one that keeps nothing stays as it is.
+    ///
+    /// # Errors
+    /// There is none of that id.
+    pub fn give_kept_up(&self, id: &str) -> OpenResult {
+        self.list[self.index_of(id)?].export.give_kept_up();
+        Ok(())
+    }
+
     /// Forgets an export that has ended by itself. Its id, unless that was free already.
     pub fn ended(&mut self, number: u64) -> Option<String> {
         if let Some(index) = self.revoked.iter().position(|export| export.number == number) {

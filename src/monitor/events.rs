@@ -9,6 +9,7 @@ use blockport_block::event::BlockEvent;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::commands::requests::{self, RequestUnderWay};
 use super::schema::{QapiType, Schema, answer, choice};
 
 /// An event, with the time it was raised.
@@ -110,6 +111,17 @@ answer! {
 }
 
 answer! {
+    /// Requests take longer than they ever should; each is told of once.
+    RequestsStuck {
+        "device" => device: String,
+        /// The one that is under way longest.
+        "oldest" => oldest: RequestUnderWay,
+        /// How many they are, of one iothread.
+        "count" => count: u64,
+    }
+}
+
+answer! {
     /// A virtqueue broke; it serves nothing until its front-end has stopped and started it.
     QueueBroken {
         "device" => device: String,
@@ -140,6 +152,10 @@ impl From<BlockEvent> for Event {
             }
             BlockEvent::ImageCorrupted { node_name, message, offset, size, fatal } => {
                 ImageCorrupted { device: String::new(), node_name, message, offset, size, fatal }.into()
+            }
+            BlockEvent::RequestsStuck { device, request, count } => {
+                let oldest = requests::told(&device, &request);
+                RequestsStuck { device, oldest, count }.into()
             }
             BlockEvent::QueueBroken { device, queue, reason } => {
                 QueueBroken { device, queue: queue.into(), reason }.into()
@@ -185,6 +201,7 @@ events! {
     ImageCorrupted: "BLOCK_IMAGE_CORRUPTED";
     IoError: "BLOCK_IO_ERROR";
     QueueBroken: "X_BLOCKPORT_QUEUE_BROKEN";
+    RequestsStuck: "X_BLOCKPORT_REQUESTS_STUCK";
     TrayMoved: "DEVICE_TRAY_MOVED";
     WriteThreshold: "BLOCK_WRITE_THRESHOLD";
     Shutdown: "SHUTDOWN";

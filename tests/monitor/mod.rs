@@ -7,6 +7,7 @@ mod ctl;
 mod dirty_bitmaps;
 mod hostile;
 mod hot;
+mod hung;
 mod nodes;
 mod oracle;
 mod reach;

@@ -74,6 +74,19 @@ pub enum DeviceVerb {
         #[arg(long)]
         all: bool,
     },
+    /// Show the requests under way, the oldest first, and what each waits for
+    Requests {
+        /// The export; all of them if it is left out
+        id: Option<String>,
+        /// Only those that are under way for so many milliseconds
+        #[arg(long, value_name = "MS", default_value_t = 0)]
+        min_age: u64,
+    },
+    /// Have requests fail that wait for a drain, a limit or an operator; those that the host works on end when it does
+    FailRequests {
+        /// The export
+        id: String,
+    },
     /// Show what has been done so far
     Stats {
         /// The export; all of them if it is left out
@@ -135,11 +148,32 @@ impl DeviceVerb {
                 }
                 ("block_set_io_throttle", arguments)
             }
+            Self::Requests { id, min_age } => return requests(client, id, min_age),
+            Self::FailRequests { id } => {
+                let answer = client.execute("x-blockport-fail-requests", json!({"id": id}))?;
+                let (failed, left) = (text_at(&answer, "/failed"), text_at(&answer, "/left"));
+                return Ok(Output { text: format!("{failed} failed, the host works on {left}"), json: answer });
+            }
             Self::Queues { id, all } => return queues(client, id, all),
             Self::Stats { id } => return stats(client, id.as_deref()),
         };
         client.execute(command, arguments).map(Output::done)
     }
+}
+
+fn requests(client: &mut Client, id: Option<String>, min_age_ms: u64) -> Result<Output, Failure> {
+    let mut arguments = json!({"min-age-ms": min_age_ms});
+    if let Some(id) = id {
+        arguments["id"] = id.into();
+    }
+    let list = client.execute("x-blockport-query-requests", arguments)?;
+    let row = |request: &Value| {
+        ["device", "operation", "offset", "bytes", "age-ms", "waits-for"]
+            .map(|key| text_at(request, &format!("/{key}")))
+    };
+    let rows: Vec<_> = entries(&list).map(row).collect();
+    let headings = ["EXPORT", "OPERATION", "OFFSET", "BYTES", "AGE MS", "WAITS FOR"];
+    Ok(Output { text: table(headings, &rows), json: list })
 }
 
 fn queues(client: &mut Client, id: Option<String>, all: bool) -> Result<Output, Failure> {

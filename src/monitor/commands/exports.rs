@@ -5,6 +5,7 @@ use blockport_block::options::Options;
 use super::super::dispatch::{Command, CommandResult, command, query};
 use super::super::events::ExportDeleted;
 use super::super::schema::{Arguments, Done, NoArguments, QapiType, Schema, answer, arguments, choice};
+use super::requests;
 use crate::daemon::{Daemon, Export};
 use crate::options::ExportConfig;
 
@@ -57,6 +58,12 @@ arguments! {
 
 fn block_export_del(daemon: &mut Daemon, arguments: ExportDel) -> CommandResult<Done> {
     let ExportDel { id, mode } = arguments;
+    // Its rings stop when nothing is in flight any more. What is refused for another reason is refused first.
+    if mode == Some(BlockExportRemoveMode::Hard)
+        && let Some(export) = daemon.exports.find(&id)
+    {
+        requests::settle_one(export.backend())?;
+    }
     daemon.exports.remove(&id, mode == Some(BlockExportRemoveMode::Hard))?;
     daemon.raise(ExportDeleted { id });
     Ok(Done {})
@@ -71,6 +78,9 @@ arguments! {
 
 fn drive_del(daemon: &mut Daemon, arguments: DriveDel) -> CommandResult<Done> {
     let DriveDel { id } = arguments;
+    if let Some(export) = daemon.exports.find(&id) {
+        requests::settle_one(export.backend())?;
+    }
     daemon.exports.revoke(&id, &daemon.graph)?;
     daemon.raise(ExportDeleted { id });
     Ok(Done {})

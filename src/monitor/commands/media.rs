@@ -9,6 +9,7 @@ use blockport_block::throttle::Limited;
 use super::super::dispatch::{Command, CommandError, CommandResult, command, query};
 use super::super::schema::{Done, NoArguments, answer, arguments, choice};
 use super::nodes::{self, BlockDeviceInfo};
+use super::requests;
 use crate::daemon::{Daemon, Export};
 use crate::options::Disk;
 
@@ -114,8 +115,14 @@ fn block_resize(daemon: &mut Daemon, arguments: BlockResize) -> CommandResult<Do
         _ => return Err(CommandError::new("Need exactly one of 'device' and 'node-name'")),
     };
     match (backend, node) {
-        (Some(backend), _) => backend.resize(size)?,
-        (None, Some(node)) => node.block_resize(size)?,
+        (Some(backend), _) => {
+            requests::settle_one(&backend)?;
+            backend.resize(size)?;
+        }
+        (None, Some(node)) => {
+            requests::settle(std::slice::from_ref(&node))?;
+            node.block_resize(size)?;
+        }
         (None, None) => {
             let (device, node_name) = (device.unwrap_or_default(), node_name.unwrap_or_default());
             return Err(CommandError::new(format!("Cannot find device='{device}' nor node-name='{node_name}'")));
@@ -142,7 +149,9 @@ fn blockdev_open_tray(daemon: &mut Daemon, arguments: MediumMove) -> CommandResu
 
 fn eject(daemon: &mut Daemon, arguments: MediumMove) -> CommandResult<Done> {
     let MediumMove { device, id, force } = arguments;
-    find_one(daemon, device, id)?.eject(force.unwrap_or(false))?;
+    let backend = find_one(daemon, device, id)?;
+    requests::settle_one(&backend)?;
+    backend.eject(force.unwrap_or(false))?;
     Ok(Done {})
 }
 
@@ -168,7 +177,9 @@ arguments! {
 }
 
 fn blockdev_remove_medium(daemon: &mut Daemon, arguments: DeviceId) -> CommandResult<Done> {
-    find(daemon, &arguments.id)?.remove_medium()?;
+    let backend = find(daemon, &arguments.id)?;
+    requests::settle_one(&backend)?;
+    backend.remove_medium()?;
     Ok(Done {})
 }
 
@@ -182,6 +193,7 @@ arguments! {
 
 fn blockdev_insert_medium(daemon: &mut Daemon, arguments: InsertMedium) -> CommandResult<Done> {
     let backend = find(daemon, &arguments.id)?;
+    requests::settle_one(&backend)?;
     backend.insert_medium(nodes::find(daemon, &arguments.node_name)?)?;
     Ok(Done {})
 }
@@ -231,6 +243,7 @@ fn blockdev_change_medium(daemon: &mut Daemon, arguments: ChangeMedium) -> Comma
     }
     node.set_options("file", file);
     let node = daemon.graph.open_unowned(node)?;
+    requests::settle_one(&backend)?;
     backend.change_medium(node, force.unwrap_or(false))?;
     Ok(Done {})
 }

@@ -8,6 +8,7 @@ pub mod media;
 pub mod nodes;
 pub mod notation;
 pub mod objects;
+pub mod requests;
 pub mod statistics;
 pub mod throttling;
 pub mod transaction;
@@ -20,6 +21,7 @@ const THEMES: &[&[&dyn Command]] = &[
     nodes::COMMANDS,
     media::COMMANDS,
     statistics::COMMANDS,
+    requests::COMMANDS,
     throttling::COMMANDS,
     transaction::COMMANDS,
     dirty_bitmaps::COMMANDS,

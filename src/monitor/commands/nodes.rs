@@ -9,6 +9,7 @@ use blockport_block::{BlockBackend, DetectZeroes, Node, PermissionSet};
 use super::super::dispatch::{Command, CommandError, CommandResult, command, query};
 use super::super::options_schema;
 use super::super::schema::{Arguments, Done, Member, QapiType, Schema, answer, arguments, choice};
+use super::requests;
 use crate::daemon::Daemon;
 
 /// This theme's table.
@@ -77,6 +78,9 @@ impl QapiType for BlockdevReopen {
 }
 
 fn blockdev_reopen(daemon: &mut Daemon, BlockdevReopen(list): BlockdevReopen) -> CommandResult<Done> {
+    let names = list.iter().filter_map(|options| options.peek_str("node-name"));
+    let nodes: Vec<Arc<Node>> = names.filter_map(|name| daemon.graph.find(name)).collect();
+    requests::settle(&nodes)?;
     daemon.graph.reopen(list)?;
     Ok(Done {})
 }
@@ -104,6 +108,7 @@ fn blockdev_set_active(daemon: &mut Daemon, arguments: SetActive) -> CommandResu
             return Err(CommandError::new(format!("Failed to inactivate node '{name}': export '{user}' writes to it")));
         }
     }
+    requests::settle(&nodes)?;
     let mut changed: Vec<Arc<Node>> = Vec::new();
     for node in nodes.iter().filter(|node| node.is_active() != active) {
         let result = if active { node.activate() } else { node.inactivate() };

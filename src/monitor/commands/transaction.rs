@@ -8,6 +8,7 @@ use blockport_block::options::{Options, Result};
 use super::super::dispatch::{Command, CommandError, CommandResult, command};
 use super::super::schema::{Arguments, Done, Member, QapiType, Schema, arguments};
 use super::nodes;
+use super::requests;
 use crate::daemon::Daemon;
 
 /// This theme's table.
@@ -35,6 +36,7 @@ arguments! {
 fn take_snapshot(daemon: &mut Daemon, arguments: &BlockdevSnapshot) -> CommandResult<Undo> {
     let node = nodes::find(daemon, &arguments.node)?;
     let overlay = nodes::find(daemon, &arguments.overlay)?;
+    requests::settle(std::slice::from_ref(&node))?;
     let snapshot = daemon.graph.snapshot(&node, &overlay)?;
     Ok(Box::new(move |daemon| daemon.graph.undo_snapshot(&snapshot)))
 }
@@ -120,7 +122,7 @@ impl QapiType for Transaction {
 
 fn transaction(daemon: &mut Daemon, Transaction(actions): Transaction) -> CommandResult<Done> {
     // So that what all of them do is done at one moment of every disk.
-    let drained = daemon.graph.drain_all();
+    let drained = requests::drain_all(daemon)?;
     let mut done: Vec<Undo> = Vec::new();
     let mut result = Ok(Done {});
     for action in &actions {
