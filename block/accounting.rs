@@ -68,6 +68,7 @@ struct Counters {
     operations: AtomicU64,
     failed: AtomicU64,
     invalid: AtomicU64,
+    merged: AtomicU64,
     time_ns: AtomicU64,
 }
 
@@ -96,6 +97,11 @@ impl Accounting {
 
     pub(crate) fn invalid(&self, kind: RequestKind) {
         add(&self.kinds[kind as usize].invalid, 1);
+    }
+
+    /// Notes that so many requests went to the medium as part of another one.
+    pub(crate) fn merged(&self, kind: RequestKind, count: usize) {
+        add(&self.kinds[kind as usize].merged, count as u64);
     }
 
     /// Notes how long `count` requests took, and that the last of them was completed at `now`.
@@ -142,6 +148,7 @@ impl Accounting {
                 operations: get(&from.operations),
                 failed: get(&from.failed),
                 invalid: get(&from.invalid),
+                merged: get(&from.merged),
                 total_time_ns: get(&from.time_ns),
             }
         }))
@@ -163,6 +170,8 @@ pub struct KindStatistics {
     pub failed: u64,
     /// Requests refused before they reached the block layer.
     pub invalid: u64,
+    /// Operations that went to the medium as part of another one.
+    pub merged: u64,
     /// How long all operations that succeeded took together, in nanoseconds.
     pub total_time_ns: u64,
 }
@@ -175,17 +184,19 @@ impl Statistics {
 
     /// As numbers, to be told to another process: of each kind, in the order of [`RequestKind::ALL`], the fields of
     /// [`KindStatistics`].
-    pub fn to_numbers(&self) -> Vec<[u64; 5]> {
-        let numbers =
-            |kind: &KindStatistics| [kind.bytes, kind.operations, kind.failed, kind.invalid, kind.total_time_ns];
+    pub fn to_numbers(&self) -> Vec<[u64; 6]> {
+        let numbers = |kind: &KindStatistics| {
+            [kind.bytes, kind.operations, kind.failed, kind.invalid, kind.total_time_ns, kind.merged]
+        };
         self.0.iter().map(numbers).collect()
     }
 
     /// From such numbers; what is not there is 0.
-    pub fn from_numbers(numbers: &[[u64; 5]]) -> Self {
+    pub fn from_numbers(numbers: &[[u64; 6]]) -> Self {
         Self(std::array::from_fn(|kind| {
-            let [bytes, operations, failed, invalid, total_time_ns] = numbers.get(kind).copied().unwrap_or_default();
-            KindStatistics { bytes, operations, failed, invalid, total_time_ns }
+            let [bytes, operations, failed, invalid, total_time_ns, merged] =
+                numbers.get(kind).copied().unwrap_or_default();
+            KindStatistics { bytes, operations, failed, invalid, merged, total_time_ns }
         }))
     }
 
@@ -205,6 +216,7 @@ impl Add for Statistics {
                 operations: a.operations.wrapping_add(b.operations),
                 failed: a.failed.wrapping_add(b.failed),
                 invalid: a.invalid.wrapping_add(b.invalid),
+                merged: a.merged.wrapping_add(b.merged),
                 total_time_ns: a.total_time_ns.wrapping_add(b.total_time_ns),
             }
         }))

@@ -3,15 +3,19 @@
 //!
 //! The control thread owns [`BlockBackend`]; each iothread has a [`BackendChannel`], through which requests go.
 
+mod cancel;
 mod channel;
+mod context;
 mod device;
 mod errors;
 mod media;
 mod notifiers;
+mod plug;
 mod rebuild;
 mod requests;
 mod root;
 mod statistics;
+mod sync;
 mod throttling;
 
 use std::rc::Rc;
@@ -22,16 +26,18 @@ use crate::accounting::{Accounting, Histogram, RequestKind, Statistics};
 use crate::aio::{AioContext, AioRemote, Answer, reserve_locals};
 use crate::child::Child;
 use crate::dev_ops::BlockDevOps;
-use crate::error::{BlockError, BlockResult, OpenResult};
+use crate::error::{BlockResult, OpenResult};
 use crate::node::{Node, NodeOptions, SECTOR};
 use crate::on_error::OnError;
 use crate::permissions::Permissions;
 use crate::throttle::ThrottleMember;
 
+pub use cancel::{Cancellable, Canceller};
 pub use channel::{BackendChannel, Completed, Request, Submitted};
 pub use device::Attached;
 pub use media::TrayOpening;
 pub use notifiers::{BackendNotice, Notifier};
+pub use plug::Plug;
 pub(crate) use rebuild::{abort, commit, prepare, rebuild};
 pub use requests::{RequestInfo, WaitsFor};
 pub use throttling::BackendHurry;
@@ -73,6 +79,8 @@ pub struct BlockBackend {
     channels: Mutex<Vec<ChannelHandle>>,
     /// What another process has done before, as far as it was told.
     statistics_before: Mutex<Statistics>,
+    /// Where its own requests come from; see `context.rs`.
+    home: Mutex<Option<AioRemote>>,
     /// The boundaries of the latency histograms, by kind.
     histograms: Mutex<[Option<Arc<[u64]>>; RequestKind::ALL.len()]>,
 }
@@ -108,6 +116,7 @@ impl BlockBackend {
             quiesce_epoch: AtomicU64::new(0),
             channels: Mutex::default(),
             statistics_before: Mutex::default(),
+            home: Mutex::default(),
             histograms: Mutex::default(),
         })
     }
@@ -208,27 +217,7 @@ impl BlockBackend {
         self.is_quiesced.load(Ordering::Acquire)
     }
 
-    /// Makes everything written so far stable, whether or not a queue is started. Not on an iothread.
-    ///
-    /// # Errors
-    /// The flush failed. Without an iothread that ever used the backend, nothing was written and there is nothing to do.
-    pub fn flush_blocking(self: &Arc<Self>) -> BlockResult {
-        // An inactive medium was flushed when it became that.
-        let is_active = self.root().is_none_or(|node| node.is_active());
-        let Some(remote) = self.remotes().into_iter().next().filter(|_| is_active) else { return Ok(()) };
-        let backend = self.clone();
-        let flushed = remote.call(move |context, answer: Answer<BlockResult>| match backend.channel(context) {
-            Ok(channel) => context.spawn(async move { answer.give(channel.flush().await) }),
-            Err(error) => {
-                tracing::error!("\"{}\": {error}", backend.label());
-                answer.give(Err(BlockError::Host(libc::EIO)));
-            }
-        });
-        // The iothread has ended, and with it everything that could have been written.
-        flushed.unwrap_or(Ok(()))
-    }
-
-    /// The same inside a drained section, in which an ordinary flush would wait for its end.
+    /// [`BlockBackend::flush_blocking`] inside a drained section, in which that would wait for its end.
     pub(crate) fn flush_drained(&self) -> BlockResult {
         let number = self.number;
         for remote in self.remotes() {
@@ -301,6 +290,7 @@ impl Drop for BlockBackend {
     fn drop(&mut self) {
         self.drain_begin();
         self.take_root();
+        self.leave_home();
         self.drain_end();
         debug_assert!(lock(&self.name).is_none(), "\"{}\" has a name, and so an owner", self.label);
         debug_assert!(lock(&self.device).is_none(), "\"{}\" has a device", self.label);

@@ -6,6 +6,7 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::accounting::RequestKind;
 use crate::aio::AioContext;
 use crate::backend::{self, BlockBackend};
 use crate::drained::Drained;
@@ -350,6 +351,34 @@ impl ChildChannel {
             return Box::pin(std::future::ready(Err(BlockError::OutOfRange)));
         }
         self.channel.block_status(offset, bytes)
+    }
+
+    /// The same for as far as it holds: what the node tells piece by piece, put together.
+    ///
+    /// # Errors
+    /// The range begins behind the end, or the node does not know.
+    pub async fn extent(&self, offset: u64, bytes: u64) -> BlockResult<BlockStatus> {
+        let mut whole = self.block_status(offset, bytes).await?;
+        while whole.bytes < bytes && offset.saturating_add(whole.bytes) < self.length() {
+            let next = self.block_status(offset + whole.bytes, bytes - whole.bytes).await?;
+            if (next.zero, next.allocated) != (whole.zero, whole.allocated) {
+                break;
+            }
+            whole.bytes += next.bytes;
+        }
+        Ok(whole)
+    }
+
+    /// Whether the node has the range, and takes a request of that kind.
+    ///
+    /// # Errors
+    /// As the request would have.
+    pub(crate) fn check(&self, kind: RequestKind, offset: u64, bytes: u64) -> BlockResult {
+        match kind {
+            RequestKind::Read => self.check_range(offset, bytes, self.may_grow),
+            RequestKind::Write | RequestKind::Discard | RequestKind::WriteZeroes => self.check_write(offset, bytes),
+            RequestKind::Flush => Ok(()),
+        }
     }
 
     #[inline]

@@ -25,6 +25,12 @@ pub trait BlockDevOps: Send + Sync {
     /// Control. Whether the guest has locked the medium; a device without a lock answers false.
     fn is_medium_locked(&self) -> bool;
 
+    /// Control. Whether the requests of its backend may come from another AioContext from now on.
+    ///
+    /// # Errors
+    /// They may not; the error says why.
+    fn may_move(&self) -> OpenResult;
+
     /// Any. The size has changed already; read the length again. Must not block.
     fn resize(&self);
 

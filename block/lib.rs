@@ -16,6 +16,7 @@ mod graph;
 pub mod handover;
 pub mod iovec;
 mod limits;
+mod merging;
 mod node;
 mod offload;
 mod on_error;
@@ -28,8 +29,8 @@ pub mod throttle;
 
 pub use accounting::{BOUNDARIES_MAX, KindStatistics, LatencyHistogram, RequestKind, Statistics};
 pub use backend::{
-    Attached, BackendChannel, BackendHurry, BackendNotice, BlockBackend, Completed, Notifier, Request, RequestInfo,
-    Submitted, TrayOpening, WaitsFor,
+    Attached, BackendChannel, BackendHurry, BackendNotice, BlockBackend, Cancellable, Canceller, Completed, Notifier,
+    Plug, Request, RequestInfo, Submitted, TrayOpening, WaitsFor,
 };
 pub use backing::resolve as resolve_path;
 pub use child::{Child, ChildChannel};
@@ -37,7 +38,7 @@ pub use dev_ops::BlockDevOps;
 pub use drained::Drained;
 pub use error::{BlockError, BlockResult, OpenError, OpenResult};
 pub use graph::{Graph, OpenContext, Snapshot, StatedFile};
-pub use limits::{BlockLimits, MAX_IOV, MAX_TRANSFER};
+pub use limits::{BlockLimits, Geometry, MAX_IOV, MAX_TRANSFER};
 pub use node::{DetectZeroes, Node, NodeOptions, OpBlocker, Operation, SECTOR};
 pub use on_error::{ErrorAction, IoStatus, OnErrorPolicy};
 pub use permissions::{PermissionSet, Permissions};

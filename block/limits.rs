@@ -40,6 +40,19 @@ pub struct BlockLimits {
     /// The smallest unit the medium writes without reading first, told to the guest in the topology; bytes, a power of
     /// two. 0: unknown.
     pub physical_block_size: u32,
+    /// Cylinders, heads and sectors, where a device of the host has them.
+    pub geometry: Option<Geometry>,
+}
+
+/// What the host says of a disk's geometry, as partition tables of old count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// At least 1.
+    pub cylinders: u32,
+    /// At least 1.
+    pub heads: u8,
+    /// On a track, at least 1.
+    pub sectors: u8,
 }
 
 /// The most bytes in one request to a driver, whatever its limits say: the kernel transfers at most 2 GiB − 4 KiB.
@@ -66,6 +79,7 @@ impl Default for BlockLimits {
             cluster_size: 0,
             optimal_transfer: 0,
             physical_block_size: 0,
+            geometry: None,
         }
     }
 }

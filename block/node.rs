@@ -319,6 +319,28 @@ impl Drop for Node {
     }
 }
 
+/// The backends of all nodes that hang together with this one, by whatever edges, each once.
+pub(crate) fn connected_backends(node: &Arc<Node>) -> Vec<Arc<BlockBackend>> {
+    let mut nodes = vec![node.clone()];
+    let mut at = 0;
+    while at < nodes.len() {
+        let children = nodes[at].driver().children().iter().map(|child| child.node()).collect::<Vec<_>>();
+        for next in nodes[at].parents().into_iter().chain(children) {
+            if !nodes.iter().any(|known| Arc::ptr_eq(known, &next)) {
+                nodes.push(next);
+            }
+        }
+        at += 1;
+    }
+    let mut backends: Vec<Arc<BlockBackend>> = Vec::new();
+    for backend in nodes.iter().flat_map(Node::backends_above) {
+        if !backends.iter().any(|known| Arc::ptr_eq(known, &backend)) {
+            backends.push(backend);
+        }
+    }
+    backends
+}
+
 /// These nodes and all that they stand on, each once, parents before children.
 pub(crate) fn parents_first(nodes: &[Arc<Node>]) -> Vec<Arc<Node>> {
     fn visit(node: &Arc<Node>, seen: &mut Vec<*const Node>, order: &mut Vec<Arc<Node>>) {

@@ -204,6 +204,26 @@ pub(crate) fn optimal_transfer(fd: RawFd) -> io::Result<u32> {
     block_device_number(fd, libc::BLKIOOPT)
 }
 
+/// ioctl(2) HDIO_GETGEO: cylinders, heads and sectors of a disk, and the sector that it begins at on the disk that it is a
+/// part of. An error where a device has no such thing, as loop devices.
+pub(crate) fn geometry(fd: RawFd) -> io::Result<(u16, u8, u8, u64)> {
+    /// The same on every architecture; libc does not name it.
+    const HDIO_GETGEO: libc::Ioctl = 0x0301;
+    /// The kernel's struct hd_geometry.
+    #[repr(C)]
+    #[derive(Default)]
+    struct HdGeometry {
+        heads: u8,
+        sectors: u8,
+        cylinders: u16,
+        start: libc::c_ulong,
+    }
+    let mut found = HdGeometry::default();
+    // SAFETY: the request writes one struct hd_geometry to the address.
+    check(unsafe { libc::ioctl(fd, HDIO_GETGEO, &raw mut found) })?;
+    Ok((found.cylinders, found.heads, found.sectors, found.start))
+}
+
 fn block_device_number(fd: RawFd, request: libc::Ioctl) -> io::Result<u32> {
     let mut number: libc::c_uint = 0;
     // SAFETY: these requests write one int to the address.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use blockport_block::aio::{AioRemote, reserve_locals};
-use blockport_block::{Attached, BlockBackend, BlockDevOps, OnErrorPolicy, OpenResult};
+use blockport_block::{Attached, BlockBackend, BlockDevOps, OnErrorPolicy, OpenError, OpenResult};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_ID_BYTES};
 
 use crate::config_space::{self, CONFIG_BYTES, RangeLimits, WRITEBACK_OFFSET, bit};
@@ -181,6 +181,10 @@ impl BlockDevOps for Device {
 
     fn is_medium_locked(&self) -> bool {
         false
+    }
+
+    fn may_move(&self) -> OpenResult {
+        Err(OpenError::new("its queues run on the iothreads that it was started with"))
     }
 
     fn resize(&self) {

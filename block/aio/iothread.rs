@@ -1,10 +1,20 @@
 //! Iothread: a named thread that runs one AioContext. It owns the thread: dropping it stops the loop and joins.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use super::{AioContext, AioRemote, AioSettings};
+
+thread_local! {
+    static IS_IOTHREAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is an iothread, and so must never wait for one.
+pub fn is_iothread() -> bool {
+    IS_IOTHREAD.get()
+}
 
 /// A named thread with an event loop, shared by any number of exports.
 pub struct Iothread {
@@ -23,11 +33,13 @@ impl Iothread {
         let (sender, receiver) = mpsc::channel();
         // The kernel shows 15 characters of a thread's name.
         let thread = std::thread::Builder::new().name(id.to_owned()).spawn(move || {
+            IS_IOTHREAD.set(true);
             match AioContext::new(settings) {
                 Ok(context) => {
                     let closing = CloseOnDrop(context.remote());
                     let _ = sender.send(Ok(context.remote()));
                     context.run();
+                    context.release_all();
                     drop(closing);
                 }
                 Err(error) => {

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use engine::AioEngine;
 pub use figures::LoopFigures;
-pub use iothread::Iothread;
+pub use iothread::{Iothread, is_iothread};
 pub use mailbox::{AioRemote, Answer};
 pub use operation::{Completion, Operation, RingOp};
 pub use poll::{Heat, PollSettings, Poller};
@@ -111,6 +111,8 @@ struct Inner {
     turn_end: RefCell<Vec<Rc<dyn TurnEnd>>>,
     /// Objects of this thread that messages from other threads find by number.
     locals: RefCell<HashMap<u64, Weak<dyn Any>>>,
+    /// Those of them that nobody else need hold.
+    kept: RefCell<HashMap<u64, Rc<dyn Any>>>,
     /// The time of this turn, once somebody has asked for it; else 0.
     turn_nanoseconds: Cell<u64>,
     stopping: Cell<bool>,
@@ -138,6 +140,7 @@ impl AioContext {
             busy_turns: Cell::new(0),
             turn_end: RefCell::default(),
             locals: RefCell::default(),
+            kept: RefCell::default(),
             turn_nanoseconds: Cell::new(0),
             stopping: Cell::new(false),
         }));
@@ -261,6 +264,23 @@ impl AioContext {
     #[inline]
     pub(crate) fn wait_ends(&self) {
         self.0.supervision.wait_ends();
+    }
+
+    /// Keeps an object of this thread until [`AioContext::release_local`], or the end of its iothread.
+    pub fn keep_local(&self, id: u64, object: Rc<dyn Any>) {
+        self.0.kept.borrow_mut().insert(id, object);
+    }
+
+    /// Ends [`AioContext::keep_local`].
+    pub fn release_local(&self, id: u64) {
+        let object = self.0.kept.borrow_mut().remove(&id);
+        // Its drop may reach back here.
+        drop(object);
+    }
+
+    fn release_all(&self) {
+        let objects = self.0.kept.take();
+        drop(objects);
     }
 
     /// How the loop polls; may be changed at any time.

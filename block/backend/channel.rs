@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use super::BlockBackend;
+use super::plug::{Place, Plugged};
 use super::requests::{Entry, GIVEN_UP, Requests, WaitsFor};
 use super::throttling::Gate;
 use crate::accounting::{Accounting, Histograms, RequestKind};
@@ -18,6 +19,7 @@ use crate::child::ChildChannel;
 use crate::driver::{BlockFuture, WriteFlags};
 use crate::error::{BlockError, BlockResult};
 use crate::iovec::{self, IoVec};
+use crate::merging::Piece;
 use crate::on_error::OnError;
 use crate::throttle::{ThrottleChannel, Throttled};
 
@@ -26,8 +28,9 @@ pub struct BackendChannel {
     root: RefCell<Option<Rc<ChildChannel>>>,
     in_flight: Cell<u64>,
     pub(super) quiesced: Cell<bool>,
-    /// Quiesced, or in a throttle group: requests ask [`BackendChannel::gate`] before they start.
+    /// Quiesced, in a throttle group or plugged: requests ask [`BackendChannel::gate`] before they start.
     gated: Cell<bool>,
+    pub(super) plugged: Plugged,
     pub(super) throttle: RefCell<Option<ThrottleChannel>>,
     parked: RefCell<Vec<Waker>>,
     idle: RefCell<Vec<Waker>>,
@@ -63,6 +66,7 @@ impl BackendChannel {
             in_flight: Cell::new(0),
             quiesced: Cell::new(backend.is_quiesced()),
             gated: Cell::new(false),
+            plugged: Plugged::default(),
             throttle: RefCell::new(throttle),
             parked: RefCell::default(),
             idle: RefCell::default(),
@@ -85,7 +89,7 @@ impl BackendChannel {
     }
 
     pub(super) fn set_gated(&self) {
-        self.gated.set(self.quiesced.get() || self.throttle.borrow().is_some());
+        self.gated.set(self.quiesced.get() || self.throttle.borrow().is_some() || self.plugged.is_on());
     }
 
     /// What errors, logs and events call the backend: the id of its device.
@@ -148,12 +152,17 @@ impl BackendChannel {
         go: impl FnOnce(&Rc<ChildChannel>, &[IoVec], bool) -> BlockFuture + 'static,
     ) -> Submitted {
         if self.gated.get() {
-            match self.gate(kind, bytes) {
-                Gate::Open => {}
+            match self.gate(kind, offset, bytes) {
+                Gate::Open if !self.plugged.is_on() => {}
                 gate => {
-                    let iov = iov.to_vec();
-                    let parked: Parked = Box::new(move |root, fua| go(root, &iov, fua));
-                    return self.pending(kind, offset, bytes, self.held(gate, (self.medium.get(), parked)));
+                    let piece = Piece { kind, offset, bytes, buffers: iov.len() };
+                    let pieces = iov.to_vec();
+                    let parked: Parked = Box::new(move |root, fua| go(root, &pieces, fua));
+                    let state = match gate {
+                        Gate::Open => self.hold(piece, iov, parked),
+                        gate => self.held_back(gate, (self.medium.get(), parked)),
+                    };
+                    return self.pending(kind, offset, bytes, state);
                 }
             }
         }
@@ -178,13 +187,21 @@ impl BackendChannel {
     }
 
     /// The state of a request that may not go on at once; one that a limit holds back is in flight.
-    fn held(&self, gate: Gate, parked: (u64, Parked)) -> State {
+    fn held_back(&self, gate: Gate, parked: (u64, Parked)) -> State {
         match gate {
             Gate::Open | Gate::Quiesced => State::Parked(Some(parked)),
             Gate::Limited(turn) => {
                 self.in_flight.set(self.in_flight.get() + 1);
                 State::Limited(turn, Some(parked))
             }
+        }
+    }
+
+    /// Whether the medium answers such a request with an error at once, so that no limit need hold it back.
+    pub(super) fn refuses(&self, kind: RequestKind, offset: u64, bytes: u64) -> bool {
+        match &*self.root.borrow() {
+            Some(root) => root.check(kind, offset, bytes).is_err(),
+            None => true,
         }
     }
 
@@ -198,13 +215,19 @@ impl BackendChannel {
         }
     }
 
+    /// Holds a request until the plug is pulled.
+    fn hold(&self, piece: Piece, iov: &[IoVec], parked: Parked) -> State {
+        self.in_flight.set(self.in_flight.get() + 1);
+        State::Held(self.add_held(piece, iov, parked))
+    }
+
     fn pending(self: &Rc<Self>, kind: RequestKind, offset: u64, bytes: u64, state: State) -> Submitted {
         self.accounting.begins();
         self.context.wait_begins();
         let started = self.context.turn_nanoseconds();
         let entry = Entry::new(kind, offset, bytes, started, state.waits_for());
         let place = self.requests.borrow_mut().add(entry);
-        Submitted::Pending(Request { channel: self.clone(), kind, bytes, started, place, state })
+        Submitted::Pending(Request { channel: self.clone(), kind, offset, bytes, started, place, state })
     }
 
     /// A batch of requests is about to start: what is ready at once will have taken from now on.
@@ -246,6 +269,15 @@ impl BackendChannel {
         }
     }
 
+    pub(super) fn root(&self) -> Option<Rc<ChildChannel>> {
+        self.root.borrow().clone()
+    }
+
+    /// Whether every write must be stable before it completes.
+    pub(super) fn writes_through(&self) -> bool {
+        !self.write_cache.get()
+    }
+
     pub(super) fn set_root(&self, root: Option<Rc<ChildChannel>>) {
         self.root.replace(root);
     }
@@ -279,6 +311,8 @@ impl BackendChannel {
     pub(super) fn quiesce(&self) {
         self.quiesced.set(true);
         self.set_gated();
+        // Whoever waits for what is in flight waits for this too.
+        self.let_go();
     }
 
     pub(super) fn resume(&self) {
@@ -301,7 +335,7 @@ impl BackendChannel {
 }
 
 /// What is left of a request to be done: at the root, and whether it must be stable before it completes.
-type Parked = Box<dyn FnOnce(&Rc<ChildChannel>, bool) -> BlockFuture>;
+pub(super) type Parked = Box<dyn FnOnce(&Rc<ChildChannel>, bool) -> BlockFuture>;
 
 /// What became of a request at once. Await it where the fast path does not matter.
 pub enum Submitted {
@@ -323,6 +357,16 @@ impl IntoFuture for Submitted {
 /// The future of a [`Submitted`] request.
 pub struct Completed(Submitted);
 
+impl Completed {
+    /// Ends a request that has not reached the medium. False: it has, or has ended, and must be polled to its end.
+    pub(super) fn give_up(&mut self) -> bool {
+        match &mut self.0 {
+            Submitted::Done(_) => false,
+            Submitted::Pending(request) => request.give_up(),
+        }
+    }
+}
+
 impl Future for Completed {
     type Output = BlockResult;
 
@@ -338,6 +382,7 @@ impl Future for Completed {
 pub struct Request {
     channel: Rc<BackendChannel>,
     kind: RequestKind,
+    offset: u64,
     bytes: u64,
     /// When it was submitted, as [`aio::nanoseconds`] has it.
     started: u64,
@@ -353,6 +398,8 @@ enum State {
     Parked(Option<(u64, Parked)>),
     /// Waits for its turn in a throttle group, in flight.
     Limited(Throttled, Option<(u64, Parked)>),
+    /// Waits for the end of a plug, in flight.
+    Held(Rc<Place>),
     /// In flight.
     Running(BlockFuture),
 }
@@ -362,7 +409,7 @@ impl State {
         match self {
             Self::Parked(_) => WaitsFor::Drain,
             Self::Limited(..) => WaitsFor::Limit,
-            Self::Running(_) | Self::Done => WaitsFor::Host,
+            Self::Held(_) | Self::Running(_) | Self::Done => WaitsFor::Host,
         }
     }
 }
@@ -390,6 +437,15 @@ impl Request {
         }
         Poll::Ready(result)
     }
+
+    /// Ends it if it has not reached the medium.
+    fn give_up(&mut self) -> bool {
+        let waits = matches!(self.state, State::Parked(_) | State::Limited(..));
+        if waits {
+            let _ = self.ended(Err(GIVEN_UP));
+        }
+        waits
+    }
 }
 
 impl Future for Request {
@@ -409,9 +465,9 @@ impl Future for Request {
                         return Poll::Pending;
                     }
                     let parked = parked.take();
-                    match (this.channel.gate(this.kind, this.bytes), parked) {
+                    match (this.channel.gate(this.kind, this.offset, this.bytes), parked) {
                         (Gate::Limited(turn), Some(parked)) => {
-                            let state = this.channel.held(Gate::Limited(turn), parked);
+                            let state = this.channel.held_back(Gate::Limited(turn), parked);
                             this.go_over(state);
                         }
                         (_, parked) => {
@@ -430,6 +486,10 @@ impl Future for Request {
                     }
                     let parked = parked.take();
                     let state = State::Running(this.channel.go_on(parked));
+                    this.go_over(state);
+                }
+                State::Held(place) => {
+                    let state = State::Running(std::task::ready!(place.poll(cx)));
                     this.go_over(state);
                 }
                 State::Running(future) => {

@@ -97,9 +97,12 @@ impl BackendChannel {
 
     /// Asked where the channel says that there may be something in the way.
     #[cold]
-    pub(super) fn gate(&self, kind: RequestKind, bytes: u64) -> Gate {
+    pub(super) fn gate(&self, kind: RequestKind, offset: u64, bytes: u64) -> Gate {
         if self.quiesced.get() {
             return Gate::Quiesced;
+        }
+        if self.throttle.borrow().is_none() || self.refuses(kind, offset, bytes) {
+            return Gate::Open;
         }
         let direction = match kind {
             RequestKind::Read => Direction::Read,

@@ -94,6 +94,8 @@ impl BlockDriver for Raw {
             max_transfer: 0,
             max_iov: 0,
             can_discard: limits.can_discard && file.options().discard,
+            // That of the whole disk is none of a window's.
+            geometry: limits.geometry.filter(|_| self.offset == 0 && self.size.is_none()),
             ..limits
         }
     }

@@ -167,10 +167,13 @@ const IOCTLS: &[u64] = &[
     BLKZEROOUT,
     BLKROGET,
     BLKFLSBUF,
+    HDIO_GETGEO,
     libc::FIONREAD,
     libc::FIONBIO,
     libc::TCGETS,
 ];
+/// From linux/hdreg.h.
+const HDIO_GETGEO: u64 = 0x0301;
 /// From linux/fs.h.
 const BLKROGET: u64 = 0x125e;
 const BLKFLSBUF: u64 = 0x1261;

@@ -169,5 +169,5 @@ pub struct ExportState {
     pub descriptors: usize,
     /// What was done so far, as `blockport_block::Statistics` counts it.
     #[serde(default)]
-    pub statistics: Vec<[u64; 5]>,
+    pub statistics: Vec<[u64; 6]>,
 }

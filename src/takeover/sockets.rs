@@ -124,7 +124,7 @@ impl Sockets {
 }
 
 /// The parts of a state that the device model wants.
-pub fn split(state: Option<(ExportState, Descriptors)>) -> (Option<(ExportImage, Descriptors)>, Vec<[u64; 5]>) {
+pub fn split(state: Option<(ExportState, Descriptors)>) -> (Option<(ExportImage, Descriptors)>, Vec<[u64; 6]>) {
     match state {
         Some((state, descriptors)) => (Some((state.image, descriptors)), state.statistics),
         None => (None, Vec::new()),

@@ -222,6 +222,7 @@ impl BlockDriver for File {
             can_unmap_zeroes: can_punch,
             optimal_transfer: probe.optimal_transfer,
             physical_block_size: probe.physical_block_size,
+            geometry: probe.geometry,
             ..BlockLimits::default()
         }
     }

@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use crate::error::{OpenError, OpenResult};
 use crate::iovec::AlignedBuffer;
+use crate::limits::Geometry;
+use crate::node::SECTOR;
 use crate::sys::{self, DirectAlignment};
 
 /// The alignments that direct I/O may ask for, in bytes; a page satisfies every file system.
@@ -47,6 +49,8 @@ pub(super) struct Probe {
     pub optimal_transfer: u32,
     /// For [`crate::BlockLimits`].
     pub physical_block_size: u32,
+    /// For [`crate::BlockLimits`].
+    pub geometry: Option<Geometry>,
     /// Space can be given back, as far as can be known without trying.
     pub can_discard: bool,
     /// For [`crate::BlockLimits`].
@@ -98,11 +102,21 @@ impl Probe {
             memory_alignment: alignment.memory.max(alignment.offset),
             optimal_transfer: optimal,
             physical_block_size: if sane { physical } else { 0 },
+            geometry: if kind == FileKind::BlockDevice { geometry_of(sys::geometry(raw).ok(), length) } else { None },
             can_discard,
             discard_alignment,
             in_memory,
         })
     }
+}
+
+/// The geometry of a whole disk: a part of one has that of the disk, which is none of its own. The kernel counts cylinders
+/// in 16 bits; a larger disk has as many as go into its length.
+fn geometry_of(said: Option<(u16, u8, u8, u64)>, length: u64) -> Option<Geometry> {
+    let (_, heads, sectors, start) = said?;
+    let track = u64::from(heads) * u64::from(sectors);
+    let cylinders = u32::try_from((length / SECTOR).checked_div(track)?).ok()?;
+    (start == 0 && cylinders > 0).then_some(Geometry { cylinders, heads, sectors })
 }
 
 /// Whether a block device discards, and in which unit in bytes (0: unknown). Where the kernel does not say, trying will
@@ -156,6 +170,17 @@ fn smallest_that_reads(fd: RawFd) -> io::Result<Option<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_whole_disk_has_the_geometry_that_the_host_says() {
+        let geometry = |cylinders, heads, sectors| Some(Geometry { cylinders, heads, sectors });
+        assert_eq!(geometry_of(Some((1023, 16, 63, 0)), 1023 * 16 * 63 * SECTOR), geometry(1023, 16, 63));
+        assert_eq!(geometry_of(Some((65535, 255, 63, 0)), 1 << 42), geometry(534_698, 255, 63), "larger than 16 bits");
+        assert_eq!(geometry_of(Some((1023, 16, 63, 2048)), 1 << 30), None, "a partition");
+        assert_eq!(geometry_of(Some((0, 0, 0, 0)), 1 << 30), None);
+        assert_eq!(geometry_of(Some((1, 255, 63, 0)), 512), None, "less than a cylinder");
+        assert_eq!(geometry_of(None, 1 << 30), None);
+    }
 
     #[test]
     fn trial_reads_find_an_alignment_that_direct_reads_take() {

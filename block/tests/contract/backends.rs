@@ -107,6 +107,24 @@ fn destroying_a_backend_that_has_a_name_is_a_bug_that_shows() {
 }
 
 #[test]
+#[should_panic(expected = "wants to be told")]
+#[cfg(debug_assertions)]
+fn destroying_a_backend_that_somebody_watches_is_a_bug_that_shows() {
+    let backend = BlockBackend::new("d");
+    let _notifier = backend.notify(|_| {});
+    drop(backend);
+}
+
+#[test]
+#[should_panic(expected = "may have parked requests")]
+#[cfg(debug_assertions)]
+fn destroying_a_backend_inside_a_drained_section_is_a_bug_that_shows() {
+    let backend = BlockBackend::new("d");
+    backend.drain_begin();
+    drop(backend);
+}
+
+#[test]
 fn drive_del_revokes_access_frees_the_name_and_leaves_the_object_to_its_holders() {
     let graph = Graph::default();
     let node = add(&graph, "memory,node-name=disk,size=1M");

@@ -1,12 +1,12 @@
 //! Rows: on-error policy, iostatus, BLOCK_IO_ERROR, accounting of what failed. A device that stops is in `vhost/`.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use blockport_block::event::{self, BlockEvent};
+use blockport_block::event::BlockEvent;
 use blockport_block::iovec::AlignedBuffer;
 use blockport_block::{BlockBackend, BlockError, ErrorAction, Graph, IoStatus, OnErrorPolicy, RequestKind};
 
-use crate::helpers::{TestDevice, add, iothread, on_channel};
+use crate::helpers::{TestDevice, add, iothread, on_channel, set_sink};
 use crate::testing::writer;
 
 const EIO: BlockError = BlockError::Host(libc::EIO);
@@ -34,15 +34,16 @@ impl Drive {
     }
 }
 
-fn events() -> Arc<Mutex<Vec<BlockEvent>>> {
+fn events() -> (MutexGuard<'static, ()>, Arc<Mutex<Vec<BlockEvent>>>) {
     let events: Arc<Mutex<Vec<BlockEvent>>> = Arc::default();
     let log = events.clone();
-    event::set_sink(move |event| log.lock().expect("no panic").push(event));
-    events
+    let alone = set_sink(move |event| log.lock().expect("no panic").push(event));
+    (alone, events)
 }
 
 #[test]
 fn each_policy_does_what_its_name_says_per_direction() {
+    let _alone = set_sink(drop);
     use ErrorAction::{Ignore, Report, Stop};
     for (policy, of_eio, of_enospc) in [
         (OnErrorPolicy::Report, Report, Report),
@@ -72,7 +73,7 @@ fn each_policy_does_what_its_name_says_per_direction() {
 #[test]
 fn what_the_guest_did_itself_and_an_empty_drive_are_reported_whatever_the_policy() {
     let drive = Drive::new(OnErrorPolicy::Stop, OnErrorPolicy::Stop);
-    let events = events();
+    let (_alone, events) = events();
     for error in [
         BlockError::OutOfRange,
         BlockError::ReadOnly,
@@ -88,6 +89,7 @@ fn what_the_guest_did_itself_and_an_empty_drive_are_reported_whatever_the_policy
 
 #[test]
 fn the_first_error_that_stops_sticks_until_reset_or_a_new_device() {
+    let _alone = set_sink(drop);
     let drive = Drive::new(OnErrorPolicy::Stop, OnErrorPolicy::Stop);
     drive.action(RequestKind::Write, BlockError::NoSpace);
     assert_eq!(drive.backend.iostatus(), IoStatus::NoSpace);
@@ -111,7 +113,7 @@ fn an_event_names_device_node_operation_action_and_reason_and_comes_after_the_st
     let drive = Drive::new(OnErrorPolicy::Report, OnErrorPolicy::Enospc);
     let seen: Arc<Mutex<Vec<(BlockEvent, IoStatus)>>> = Arc::default();
     let (log, backend) = (seen.clone(), Arc::downgrade(&drive.backend));
-    event::set_sink(move |event| {
+    let _alone = set_sink(move |event| {
         let status = backend.upgrade().map_or(IoStatus::Ok, |backend| backend.iostatus());
         log.lock().expect("no panic").push((event, status));
     });
@@ -129,7 +131,7 @@ fn an_event_names_device_node_operation_action_and_reason_and_comes_after_the_st
 
 #[test]
 fn events_come_once_a_second_for_a_device_but_for_those_that_stop_it() {
-    let events = events();
+    let (_alone, events) = events();
     let drive = Drive::new(OnErrorPolicy::Report, OnErrorPolicy::Stop);
     let other = Drive::new(OnErrorPolicy::Ignore, OnErrorPolicy::Stop);
     for _ in 0..100 {
@@ -153,6 +155,7 @@ fn events_come_once_a_second_for_a_device_but_for_those_that_stop_it() {
 
 #[test]
 fn a_request_that_is_kept_does_not_count_as_failed_until_it_is_given_up() {
+    let _alone = set_sink(drop);
     let graph = Graph::default();
     let fault = "inject-error.0.event=write_aio,inject-error.0.errno=28";
     let node = add(&graph, &format!("blkdebug,node-name=disk,{fault},image.driver=memory,image.size=1M"));

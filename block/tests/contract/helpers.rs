@@ -3,11 +3,12 @@
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use blockport_block::aio::{Iothread, PollSettings};
 use blockport_block::driver::BoxFuture;
+use blockport_block::event::{self, BlockEvent};
 use blockport_block::iovec::AlignedBuffer;
 use blockport_block::options::{Options, parse_keyval};
 use blockport_block::{BackendChannel, BlockBackend, BlockDevOps, BlockResult, Graph, Node, OpenError, OpenResult};
@@ -39,6 +40,14 @@ pub fn eventually(what: &str, holds: impl Fn() -> bool) {
         assert!(Instant::now() < end, "not within {} s: {what}", DEADLINE.as_secs());
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Has all events go there, and none of other tests', which wait for their turn.
+pub fn set_sink(sink: impl Fn(BlockEvent) + Send + Sync + 'static) -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    event::set_sink(sink);
+    alone
 }
 
 /// Does something with the backend's channel on an iothread and waits for the answer.
@@ -171,6 +180,8 @@ pub struct TestDevice {
     pub locked: AtomicBool,
     /// Refuses to load.
     pub refuses: AtomicBool,
+    /// Has its requests come from where they do.
+    pub stays: AtomicBool,
     /// What it answers to `drained_poll`, as often.
     pub busy: AtomicU64,
 }
@@ -184,6 +195,7 @@ impl TestDevice {
             tray_open: AtomicBool::new(false),
             locked: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            stays: AtomicBool::new(false),
             busy: AtomicU64::new(0),
         }
     }
@@ -229,6 +241,13 @@ impl BlockDevOps for TestDevice {
 
     fn is_medium_locked(&self) -> bool {
         self.locked.load(Ordering::SeqCst)
+    }
+
+    fn may_move(&self) -> OpenResult {
+        match self.stays.load(Ordering::SeqCst) {
+            true => Err(OpenError("the device does not move".into())),
+            false => Ok(()),
+        }
     }
 
     fn resize(&self) {

@@ -2,11 +2,13 @@
 //! the rows with their tests.
 
 mod backends;
+mod contexts;
 mod errors;
 mod graph;
 mod helpers;
 mod media;
 mod reopen;
+mod requests;
 mod statistics;
 #[path = "../../testing/mod.rs"]
 mod testing;

@@ -2,12 +2,12 @@
 //! devices that virtio-blk is none of: with a tray and a lock.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use blockport_block::event::{self, BlockEvent};
+use blockport_block::event::BlockEvent;
 use blockport_block::{Attached, BlockBackend, BlockError, Graph, Operation, TrayOpening};
 
-use crate::helpers::{TestDevice, add, iothread, keep_channel, read, write};
+use crate::helpers::{TestDevice, add, iothread, keep_channel, read, set_sink, write};
 use crate::testing::writer;
 
 /// A drive with a medium "first" in it, and a second one beside it.
@@ -45,15 +45,15 @@ impl Drive {
 }
 
 /// What happens to trays in this process from now on.
-fn tray_events() -> Arc<Mutex<Vec<(String, bool)>>> {
+fn tray_events() -> (MutexGuard<'static, ()>, Arc<Mutex<Vec<(String, bool)>>>) {
     let events: Arc<Mutex<Vec<(String, bool)>>> = Arc::default();
     let log = events.clone();
-    event::set_sink(move |event| {
+    let alone = set_sink(move |event| {
         if let BlockEvent::TrayMoved { device, tray_open } = event {
             log.lock().expect("no panic").push((device, tray_open));
         }
     });
-    events
+    (alone, events)
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_change_that_fails_brings_the_old_medium_back() {
 
 #[test]
 fn a_tray_opens_before_the_medium_goes_and_closes_after_it_came_and_events_tell_when_it_moved() {
-    let events = tray_events();
+    let (_alone, events) = tray_events();
     let drive = Drive::new(TestDevice::with_tray());
     let io = iothread();
     keep_channel(&io, &drive.backend);
