@@ -13,6 +13,7 @@ pub mod drivers;
 mod error;
 pub mod event;
 mod graph;
+pub mod handoff;
 pub mod handover;
 pub mod iovec;
 mod limits;
@@ -24,6 +25,7 @@ pub mod options;
 mod permissions;
 mod ranges;
 mod shaping;
+mod sync;
 mod sys;
 pub mod throttle;
 

@@ -110,7 +110,7 @@ mod tests {
     fn neighbours_of_one_kind_become_one() {
         for (text, expected) in [
             ("r0 r1 r2+4 r6", vec![vec![0, 1, 2, 3]]),
-            ("r0 w1 r1 w2", vec![vec![0, 2], vec![1, 3]]),
+            ("r0 w5 r1 w6", vec![vec![0, 2], vec![1, 3]]),
             ("w0 w2 w3 w1", vec![vec![0, 3], vec![1, 2]]),
             ("w1 w0", vec![vec![0], vec![1]]),
             ("z0 z1", vec![vec![0], vec![1]]),

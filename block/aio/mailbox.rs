@@ -2,7 +2,6 @@
 //! written only while the loop sleeps.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::AioContext;
 use super::figures::{Counters, LoopFigures};
 use super::task::TaskHeader;
+use crate::handoff::Sleeper;
 use crate::iovec::IoVec;
 
 pub(super) enum Message {
@@ -32,10 +32,8 @@ pub(super) enum Message {
 
 pub(super) struct Mailbox {
     inbox: Mutex<Inbox>,
-    /// Set after a message was put in, cleared before they are taken.
-    pending: AtomicBool,
-    /// Whether the loop sleeps, or is about to, and needs the eventfd.
-    sleeping: AtomicBool,
+    /// The loop, which the eventfd wakes.
+    sleeper: Sleeper,
     event: EventFd,
     /// What the loop counts, where those who reach it find it.
     figures: Arc<Counters>,
@@ -51,8 +49,7 @@ impl Mailbox {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             inbox: Mutex::default(),
-            pending: AtomicBool::new(false),
-            sleeping: AtomicBool::new(false),
+            sleeper: Sleeper::new(),
             event: EventFd::new(EFD_NONBLOCK)?,
             figures: Arc::default(),
         })
@@ -74,10 +71,7 @@ impl Mailbox {
             }
             inbox.messages.push(message);
         }
-        self.pending.store(true, Ordering::Release);
-        // Store, full fence, look again: either we see the loop asleep, or it sees `pending` in `prepare_to_sleep`.
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
+        if self.sleeper.must_be_woken() {
             // It can only fail when the counter is full, and then the loop is awake anyway.
             let _ = self.event.write(1);
         }
@@ -86,28 +80,22 @@ impl Mailbox {
 
     /// Whether there may be something to take.
     pub(super) fn has_mail(&self) -> bool {
-        self.pending.load(Ordering::Relaxed)
+        self.sleeper.has_something()
     }
 
     /// Takes all messages; `into` is empty and leaves its room to those that come next.
     pub(super) fn take(&self, into: &mut Vec<Message>) {
-        self.pending.store(false, Ordering::Relaxed);
+        self.sleeper.takes();
         std::mem::swap(&mut self.inbox.lock().unwrap_or_else(PoisonError::into_inner).messages, into);
     }
 
     /// Announces that the loop is about to sleep. Returns false when a message is waiting, and then it must not.
     pub(super) fn prepare_to_sleep(&self) -> bool {
-        self.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.pending.load(Ordering::Acquire) {
-            self.sleeping.store(false, Ordering::Relaxed);
-            return false;
-        }
-        true
+        self.sleeper.may_sleep()
     }
 
     pub(super) fn woke(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.sleeper.woke();
     }
 
     /// Refuses and drops all messages from now on.

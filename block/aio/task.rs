@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
 
 use slab::Slab;
@@ -12,6 +11,7 @@ use slab::Slab;
 use super::mailbox::{Mailbox, Message};
 use super::{AioContext, Inner};
 use crate::driver::BoxFuture;
+use crate::handoff::Scheduled;
 
 thread_local! {
     /// The thread's context, so that a waker called here skips the mailbox.
@@ -31,13 +31,13 @@ pub(super) fn current(mailbox: &Arc<Mailbox>) -> Option<AioContext> {
 /// What a waker knows of its task.
 pub(super) struct TaskHeader {
     slot: usize,
-    scheduled: AtomicBool,
+    scheduled: Scheduled,
     mailbox: Arc<Mailbox>,
 }
 
 impl Wake for TaskHeader {
     fn wake(self: Arc<Self>) {
-        if self.scheduled.swap(true, Ordering::AcqRel) {
+        if !self.scheduled.wants_turn() {
             return;
         }
         let elsewhere = CURRENT.with(|current| match current.borrow().upgrade() {
@@ -73,8 +73,7 @@ impl Tasks {
     pub(super) fn spawn(&self, future: BoxFuture<()>, mailbox: &Arc<Mailbox>) {
         let mut tasks = self.tasks.borrow_mut();
         let entry = tasks.vacant_entry();
-        let header =
-            Arc::new(TaskHeader { slot: entry.key(), scheduled: AtomicBool::new(true), mailbox: mailbox.clone() });
+        let header = Arc::new(TaskHeader { slot: entry.key(), scheduled: Scheduled::new(), mailbox: mailbox.clone() });
         let waker = Waker::from(header.clone());
         entry.insert(Task { future: Some(future), header: header.clone(), waker });
         self.ready.borrow_mut().push_back(header);
@@ -105,7 +104,7 @@ impl Tasks {
 
     fn run(&self, header: &Arc<TaskHeader>) {
         let Some((mut future, waker)) = self.take(header) else { return };
-        header.scheduled.store(false, Ordering::Release);
+        header.scheduled.turn_begins();
         let done = future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
         let mut tasks = self.tasks.borrow_mut();
         if done {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
+use blockport_block::handoff::store_then_look;
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED,
     VRING_PACKED_EVENT_F_WRAP_CTR, VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_DISABLE,
@@ -487,10 +488,10 @@ impl PackedRing {
         } else {
             VRING_PACKED_EVENT_FLAG_ENABLE << EVENT_FLAGS_SHIFT
         };
-        self.device_event().store(event, Ordering::Relaxed);
-        // Store, full fence, look again.
-        fence(Ordering::SeqCst);
-        let flags = self.flags(self.next_avail.index).load(Ordering::Relaxed);
+        let flags = store_then_look(
+            || self.device_event().store(event, Ordering::Relaxed),
+            || self.flags(self.next_avail.index).load(Ordering::Relaxed),
+        );
         self.next_avail.is_available(flags)
     }
 }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
+use blockport_block::handoff::store_then_look;
 use virtio_bindings::bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
 };
@@ -383,13 +384,10 @@ impl SplitRing {
     #[inline]
     pub(super) fn enable_kicks(&mut self) -> bool {
         self.suppressed = false;
-        if self.features.event_idx {
-            self.avail_event().store(self.next_avail, Ordering::Relaxed);
-        } else {
-            self.used_u16(FLAGS).store(0, Ordering::Relaxed);
-        }
-        // Store, full fence, look again.
-        fence(Ordering::SeqCst);
-        self.avail_u16(INDEX).load(Ordering::Relaxed) != self.next_avail
+        let want = || match self.features.event_idx {
+            true => self.avail_event().store(self.next_avail, Ordering::Relaxed),
+            false => self.used_u16(FLAGS).store(0, Ordering::Relaxed),
+        };
+        store_then_look(want, || self.avail_u16(INDEX).load(Ordering::Relaxed) != self.next_avail)
     }
 }

@@ -44,9 +44,11 @@ impl Drive {
     }
 }
 
+type TrayEvents = Arc<Mutex<Vec<(String, bool)>>>;
+
 /// What happens to trays in this process from now on.
-fn tray_events() -> (MutexGuard<'static, ()>, Arc<Mutex<Vec<(String, bool)>>>) {
-    let events: Arc<Mutex<Vec<(String, bool)>>> = Arc::default();
+fn tray_events() -> (MutexGuard<'static, ()>, TrayEvents) {
+    let events = TrayEvents::default();
     let log = events.clone();
     let alone = set_sink(move |event| {
         if let BlockEvent::TrayMoved { device, tray_open } = event {
