@@ -12,6 +12,7 @@ mod media;
 mod notifiers;
 mod plug;
 mod rebuild;
+mod request;
 mod requests;
 mod root;
 mod statistics;
@@ -33,12 +34,13 @@ use crate::permissions::Permissions;
 use crate::throttle::ThrottleMember;
 
 pub use cancel::{Cancellable, Canceller};
-pub use channel::{BackendChannel, Completed, Request, Submitted};
+pub use channel::BackendChannel;
 pub use device::Attached;
 pub use media::TrayOpening;
 pub use notifiers::{BackendNotice, Notifier};
 pub use plug::Plug;
 pub(crate) use rebuild::{abort, commit, prepare, rebuild};
+pub use request::{Completed, Request, Submitted};
 pub use requests::{RequestInfo, WaitsFor};
 pub use throttling::BackendHurry;
 

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use super::channel::{Completed, Submitted};
+use super::request::{Completed, Submitted};
 use crate::error::{BlockError, BlockResult};
 
 /// What a cancelled request that never reached the medium answers.

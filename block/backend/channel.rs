@@ -1,38 +1,37 @@
 //! BackendChannel: a BlockBackend's half on one iothread, where requests start. It owns the gate in front of the medium,
-//! what is in flight, and a request's way from its start to its completion; it changes nothing but its own copies.
+//! what is in flight, and a request's way into it; it changes nothing but its own copies.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
 use super::BlockBackend;
-use super::plug::{Place, Plugged};
-use super::requests::{Entry, GIVEN_UP, Requests, WaitsFor};
+use super::plug::Plugged;
+use super::request::{Parked, Request, State, Submitted};
+use super::requests::{Entry, Requests};
 use super::throttling::Gate;
 use crate::accounting::{Accounting, Histograms, RequestKind};
 use crate::aio::{self, AioContext};
 use crate::child::ChildChannel;
 use crate::driver::{BlockFuture, WriteFlags};
-use crate::error::{BlockError, BlockResult};
+use crate::error::BlockError;
 use crate::iovec::{self, IoVec};
 use crate::merging::Piece;
 use crate::on_error::OnError;
-use crate::throttle::{ThrottleChannel, Throttled};
+use crate::throttle::ThrottleChannel;
 
 /// A BlockBackend's half on one iothread: where requests start.
 pub struct BackendChannel {
     root: RefCell<Option<Rc<ChildChannel>>>,
-    in_flight: Cell<u64>,
+    pub(super) in_flight: Cell<u64>,
     pub(super) quiesced: Cell<bool>,
     /// Quiesced, in a throttle group or plugged: requests ask [`BackendChannel::gate`] before they start.
     gated: Cell<bool>,
     pub(super) plugged: Plugged,
     pub(super) throttle: RefCell<Option<ThrottleChannel>>,
-    parked: RefCell<Vec<Waker>>,
+    pub(super) parked: RefCell<Vec<Waker>>,
     idle: RefCell<Vec<Waker>>,
     pub(super) accounting: Arc<Accounting>,
     /// How many requests of each kind were ready at once and are not published yet.
@@ -50,7 +49,7 @@ pub struct BackendChannel {
     pub(super) prepared: RefCell<Option<Option<Rc<ChildChannel>>>>,
     /// The drained section in which, or after which, the channel was made.
     epoch: u64,
-    context: AioContext,
+    pub(super) context: AioContext,
 }
 
 impl BackendChannel {
@@ -187,7 +186,7 @@ impl BackendChannel {
     }
 
     /// The state of a request that may not go on at once; one that a limit holds back is in flight.
-    fn held_back(&self, gate: Gate, parked: (u64, Parked)) -> State {
+    pub(super) fn held_back(&self, gate: Gate, parked: (u64, Parked)) -> State {
         match gate {
             Gate::Open | Gate::Quiesced => State::Parked(Some(parked)),
             Gate::Limited(turn) => {
@@ -206,7 +205,7 @@ impl BackendChannel {
     }
 
     /// Starts a request that was held up. The range is checked now, with the size and the write cache of this moment.
-    fn go_on(&self, parked: Option<(u64, Parked)>) -> BlockFuture {
+    pub(super) fn go_on(&self, parked: Option<(u64, Parked)>) -> BlockFuture {
         match (&*self.root.borrow(), parked) {
             (Some(root), Some((medium, parked))) if medium == self.medium.get() => {
                 parked(root, !self.write_cache.get())
@@ -251,7 +250,7 @@ impl BackendChannel {
         }
     }
 
-    fn took(&self, kind: RequestKind, latency_ns: u64, count: u64, now: u64) {
+    pub(super) fn took(&self, kind: RequestKind, latency_ns: u64, count: u64, now: u64) {
         self.accounting.took(kind, latency_ns, count, now);
         if let Some(histogram) = &self.histograms.borrow()[kind as usize] {
             histogram.record(latency_ns, count);
@@ -262,7 +261,7 @@ impl BackendChannel {
         self.histograms.replace(self.accounting.histograms());
     }
 
-    fn finished(&self) {
+    pub(super) fn finished(&self) {
         self.in_flight.set(self.in_flight.get() - 1);
         if self.in_flight.get() == 0 {
             self.idle.take().into_iter().for_each(Waker::wake);
@@ -331,176 +330,5 @@ impl BackendChannel {
             Poll::Pending
         })
         .await;
-    }
-}
-
-/// What is left of a request to be done: at the root, and whether it must be stable before it completes.
-pub(super) type Parked = Box<dyn FnOnce(&Rc<ChildChannel>, bool) -> BlockFuture>;
-
-/// What became of a request at once. Await it where the fast path does not matter.
-pub enum Submitted {
-    /// It is complete and accounted.
-    Done(BlockResult),
-    /// It goes on.
-    Pending(Request),
-}
-
-impl IntoFuture for Submitted {
-    type Output = BlockResult;
-    type IntoFuture = Completed;
-
-    fn into_future(self) -> Completed {
-        Completed(self)
-    }
-}
-
-/// The future of a [`Submitted`] request.
-pub struct Completed(Submitted);
-
-impl Completed {
-    /// Ends a request that has not reached the medium. False: it has, or has ended, and must be polled to its end.
-    pub(super) fn give_up(&mut self) -> bool {
-        match &mut self.0 {
-            Submitted::Done(_) => false,
-            Submitted::Pending(request) => request.give_up(),
-        }
-    }
-}
-
-impl Future for Completed {
-    type Output = BlockResult;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BlockResult> {
-        match &mut self.0 {
-            Submitted::Done(result) => Poll::Ready(*result),
-            Submitted::Pending(request) => Pin::new(request).poll(cx),
-        }
-    }
-}
-
-/// A request under way at a backend. It must be polled to its end.
-pub struct Request {
-    channel: Rc<BackendChannel>,
-    kind: RequestKind,
-    offset: u64,
-    bytes: u64,
-    /// When it was submitted, as [`aio::nanoseconds`] has it.
-    started: u64,
-    /// In the channel's list.
-    place: usize,
-    state: State,
-}
-
-enum State {
-    /// It has ended; the answer has been given.
-    Done,
-    /// Waits for the end of a drain, not counted in flight, and for the medium of that number.
-    Parked(Option<(u64, Parked)>),
-    /// Waits for its turn in a throttle group, in flight.
-    Limited(Throttled, Option<(u64, Parked)>),
-    /// Waits for the end of a plug, in flight.
-    Held(Rc<Place>),
-    /// In flight.
-    Running(BlockFuture),
-}
-
-impl State {
-    fn waits_for(&self) -> WaitsFor {
-        match self {
-            Self::Parked(_) => WaitsFor::Drain,
-            Self::Limited(..) => WaitsFor::Limit,
-            Self::Held(_) | Self::Running(_) | Self::Done => WaitsFor::Host,
-        }
-    }
-}
-
-impl Request {
-    fn go_over(&mut self, state: State) {
-        self.channel.requests.borrow_mut().set_waits_for(self.place, state.waits_for());
-        self.state = state;
-    }
-
-    /// Whether an operator has given it up while it waited.
-    fn is_given_up(&self, cx: &Context<'_>) -> bool {
-        self.channel.requests.borrow_mut().is_given_up(self.place, cx.waker())
-    }
-
-    fn ended(&mut self, result: BlockResult) -> Poll<BlockResult> {
-        let was_in_flight = !matches!(self.state, State::Parked(_));
-        self.state = State::Done;
-        self.channel.requests.borrow_mut().remove(self.place);
-        self.channel.accounting.done(self.kind, self.bytes, result.is_ok());
-        self.channel.accounting.ends();
-        self.channel.context.wait_ends();
-        if was_in_flight {
-            self.channel.finished();
-        }
-        Poll::Ready(result)
-    }
-
-    /// Ends it if it has not reached the medium.
-    fn give_up(&mut self) -> bool {
-        let waits = matches!(self.state, State::Parked(_) | State::Limited(..));
-        if waits {
-            let _ = self.ended(Err(GIVEN_UP));
-        }
-        waits
-    }
-}
-
-impl Future for Request {
-    type Output = BlockResult;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<BlockResult> {
-        let this = &mut *self;
-        loop {
-            match &mut this.state {
-                State::Done => panic!("a request was polled after its end"),
-                State::Parked(parked) => {
-                    if this.channel.quiesced.get() {
-                        this.channel.parked.borrow_mut().push(cx.waker().clone());
-                        if this.is_given_up(cx) {
-                            return this.ended(Err(GIVEN_UP));
-                        }
-                        return Poll::Pending;
-                    }
-                    let parked = parked.take();
-                    match (this.channel.gate(this.kind, this.offset, this.bytes), parked) {
-                        (Gate::Limited(turn), Some(parked)) => {
-                            let state = this.channel.held_back(Gate::Limited(turn), parked);
-                            this.go_over(state);
-                        }
-                        (_, parked) => {
-                            this.channel.in_flight.set(this.channel.in_flight.get() + 1);
-                            let state = State::Running(this.channel.go_on(parked));
-                            this.go_over(state);
-                        }
-                    }
-                }
-                State::Limited(turn, parked) => {
-                    if Pin::new(turn).poll(cx).is_pending() {
-                        if this.is_given_up(cx) {
-                            return this.ended(Err(GIVEN_UP));
-                        }
-                        return Poll::Pending;
-                    }
-                    let parked = parked.take();
-                    let state = State::Running(this.channel.go_on(parked));
-                    this.go_over(state);
-                }
-                State::Held(place) => {
-                    let state = State::Running(std::task::ready!(place.poll(cx)));
-                    this.go_over(state);
-                }
-                State::Running(future) => {
-                    let result = std::task::ready!(Pin::new(future).poll(cx));
-                    if result.is_ok() {
-                        let now = this.channel.context.turn_nanoseconds();
-                        this.channel.took(this.kind, now.saturating_sub(this.started), 1, now);
-                    }
-                    return this.ended(result);
-                }
-            }
-        }
     }
 }

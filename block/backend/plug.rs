@@ -5,7 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use super::channel::{BackendChannel, Parked};
+use super::channel::BackendChannel;
+use super::request::Parked;
 use crate::accounting::RequestKind;
 use crate::aio::TurnEnd;
 use crate::child::ChildChannel;
