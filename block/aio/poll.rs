@@ -172,7 +172,12 @@ impl AdaptivePolling {
             spin_ns.checked_div(settings.poll_shrink).unwrap_or(0)
         } else {
             let grow = if settings.poll_grow == 0 { 2 } else { settings.poll_grow };
-            let grown = if spin_ns == 0 { POLL_START_NS } else { spin_ns.saturating_mul(grow) };
+            let mut grown = if spin_ns == 0 { POLL_START_NS } else { spin_ns.saturating_mul(grow) };
+            // As often as it takes: where events come now a little earlier and now a little later than the longest spin,
+            // it would begin anew with each late one, and never be long enough for the others.
+            while grow > 1 && grown < waited_ns {
+                grown = grown.saturating_mul(grow);
+            }
             grown.min(settings.poll_max_ns)
         });
     }
@@ -183,12 +188,15 @@ const REST_MIN: u32 = 16;
 const REST_MAX: u32 = 4096;
 /// How many spins in vain are nothing yet, beside those that find the right length.
 const PATIENCE: u32 = 4;
+/// For how many in vain one makes up that caught something. Where the sender needs the CPU, none ever does; where the
+/// event is late at times, each saves a wake-up on either side, which takes longer than most spins.
+const CAUGHT_MAKES_UP: u32 = 8;
 
 /// Whether spinning pays. It does not where the event comes only because the loop went to sleep at last: where whoever
 /// sends it needs this CPU. Then each spin, however long, is in vain, and holds the sender up. So after too many in vain
 /// the loop rests from spinning for a number of sleeps, longer each time, until a trial succeeds again.
 struct Worth {
-    /// Spins in vain; one that caught something makes up for two.
+    /// Spins in vain that nothing has made up for.
     in_vain: Cell<u32>,
     /// Sleeps left of the present rest.
     rest: Cell<u32>,
@@ -209,7 +217,7 @@ impl Worth {
     }
 
     fn caught(&self) {
-        self.in_vain.set(self.in_vain.get().saturating_sub(2));
+        self.in_vain.set(self.in_vain.get().saturating_sub(CAUGHT_MAKES_UP));
         if self.in_vain.get() == 0 {
             self.next_rest.set(REST_MIN);
         }

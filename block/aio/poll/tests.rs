@@ -95,6 +95,21 @@ fn an_event_that_comes_soon_enough_is_caught() {
 }
 
 #[test]
+fn events_that_are_late_at_times_do_not_end_it() {
+    // A client that is woken in 20 to 45 us, as by a hypervisor that has put its CPU to sleep.
+    for late in [2, 3] {
+        let polling = polling(32_768);
+        let mut caught = 0;
+        for _ in 0..1_000 {
+            caught += run(&polling, late, Event::After(45_000)).caught;
+            caught += run(&polling, 3, Event::After(20_000)).caught;
+            caught += run(&polling, 2, Event::After(30_000)).caught;
+        }
+        assert!(caught >= 3_900, "{caught} of the 5,000 that came in time");
+    }
+}
+
+#[test]
 fn where_the_sender_needs_the_cpu_next_to_nothing_is_spun() {
     for ns in [500, 3_000, 5_000, 10_000, 20_000, 31_000] {
         let polling = polling(32_768);
