@@ -112,6 +112,11 @@ def main():
         plan = [(row, able) for row, able in plan if row.medium != "loop"]
     if (os.cpu_count() or 1) < 4:
         not_measured["scaling over iothreads"] = f"{os.cpu_count()} CPUs; two iothreads and their clients need 4"
+    if args.preset == "measures":
+        if not args.instructions:
+            not_measured["instructions per request, of queues, exports and filters too"] = "--instructions counts them"
+        not_measured["switches, ticks and memory of idle disks"] = "scripts/test idle counts them"
+        not_measured["allocations per request"] = "cargo test -p blockport-block allocations counts them"
     plan = [(row, [t for t in able if t.name not in missing]) for row, able in plan]
     plan = [(row, able) for row, able in plan if able]
     if not plan:

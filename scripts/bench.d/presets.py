@@ -17,13 +17,15 @@ PRESETS = {
     "full": "every row with every target",
     "measures": "what the bounds need (scripts/bench.d/measures.py), and the polling sweep; rivals with an iothread, "
                 "without aio=threads on ext4",
+    "polling": "what polling gives and costs: the sweep over poll-max-ns, with the daemon alone on a CPU, sharing one with the "
+               "client, and beside busy threads",
     "short": "a few runs that only a gross defect fails, for CI: exit status 1",
 }
 
 
 def plan(name):
     """[(row, [target, …]), …], in the order of the rows."""
-    pick = {"full": lambda _row, _target: True, "measures": in_measures, "short": in_short}[name]
+    pick = {"full": lambda _row, _target: True, "measures": in_measures, "polling": in_polling, "short": in_short}[name]
     found = [(row, [t for t in targets.TARGETS if t.fits(row) and pick(row, t)]) for row in rows.ROWS]
     return [(row, able) for row, able in found if able]
 
@@ -45,6 +47,12 @@ def hopeless(row, target):
 def listed(globs, row, target):
     return any(fnmatch.fnmatch(row.name, row_glob) and fnmatch.fnmatch(target.name, target_glob)
                for row_glob, target_glob in globs.items())
+
+
+def in_polling(row, target):
+    shared = row.cpus != "free" and target.name in ("blockport", "blockport-poll-0")
+    rival = row.name == "null-read-1-once" and target.name in ("blockport", "qsd-io_uring-iothread")
+    return row.sweep or shared or rival
 
 
 def in_short(row, target):

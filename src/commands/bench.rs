@@ -5,8 +5,10 @@ mod client;
 mod cpu;
 mod floor;
 mod histogram;
+mod memory;
 mod plan;
 mod report;
+mod ring;
 mod session;
 mod stats;
 mod verify;
@@ -75,6 +77,9 @@ pub struct BenchArgs {
     /// Use packed virtqueues, which the daemon must offer
     #[arg(long)]
     packed: bool,
+    /// Use the rings of the crate virtio-driver: slower, and another program's opinion
+    #[arg(long)]
+    virtio_driver: bool,
     /// Report the CPU time that this process, the daemon, uses for each request
     #[arg(long, value_name = "PID")]
     daemon_pid: Option<u32>,
@@ -86,7 +91,7 @@ pub struct BenchArgs {
     json: bool,
     /// Measure instead how fast two threads can wake each other over eventfds and hand over a cache line: no client of
     /// this machine is faster
-    #[arg(long, conflicts_with_all = ["socket", "rw", "verify", "requests", "packed", "daemon_pid"])]
+    #[arg(long, conflicts_with_all = ["socket", "rw", "verify", "requests", "packed", "virtio_driver", "daemon_pid"])]
     floor: bool,
 }
 
@@ -102,9 +107,12 @@ pub fn run(args: BenchArgs) -> Result<(), Box<dyn Error>> {
     if let Some(pid) = args.daemon_pid {
         CpuTimes::sample(pid).map_err(|e| format!("--daemon-pid {pid}: {e}"))?;
     }
-    let (client, disk) =
+    let (mut client, disk) =
         Client::connect(socket, args.packed).map_err(|e| format!("--socket {}: {e}", socket.display()))?;
     plan.check(&disk)?;
+    if args.virtio_driver {
+        client.use_library_rings();
+    }
     let outcome = session::run(&client, &disk, &plan, socket, args.daemon_pid, !args.json)?;
     let report = Report::new(socket, &disk, &plan, &outcome);
     if args.json {

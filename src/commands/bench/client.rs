@@ -1,29 +1,28 @@
-//! A vhost-user-blk front-end without a VM: the connection, the rings, and the buffers that the daemon shares. It
-//! owns the only unsafe code of the bench; it decides nothing about what is read or written.
+//! A vhost-user-blk front-end without a VM: the connection by virtio-driver, the queues and how they wait. It decides
+//! nothing about what is read or written.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use virtio_driver::{
     EventFd, QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkReqBuf,
     VirtioBlkTransport, VirtioFeatureFlags,
 };
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+use vm_memory::VolatileSlice;
 
+use super::memory::{Area, ring_bytes, start_rings};
+use super::ring::{Kind, REQUEST_BYTES, Ring};
 use super::workload::{Op, Random};
 
-/// Descriptors one request takes in virtio-driver: header, data, status. It knows no indirect tables.
-pub const DESCRIPTORS_PER_REQUEST: u16 = 3;
+const SECTOR_BYTES: u64 = 512;
+/// Areas begin where pages do.
+const ALIGNMENT: usize = 4096;
 
 /// After so long without an answer the user is told what is waited for …
 const CONNECT_NOTICE: Duration = Duration::from_secs(3);
@@ -49,6 +48,8 @@ pub struct DiskInfo {
 pub struct Client {
     transport: Arc<Mutex<Box<VirtioBlkTransport>>>,
     event_idx: bool,
+    packed: bool,
+    library_rings: bool,
 }
 
 impl Client {
@@ -113,8 +114,15 @@ impl Client {
         let client = Self {
             transport: Arc::new(Mutex::new(transport)),
             event_idx: ring.contains(VirtioFeatureFlags::RING_EVENT_IDX),
+            packed,
+            library_rings: false,
         };
         Ok((client, info))
+    }
+
+    /// Has virtio-driver's own rings used from now on.
+    pub fn use_library_rings(&mut self) {
+        self.library_rings = true;
     }
 
     /// Starts `count` rings of `ring_size` descriptors, each with `slots` buffers of `block_size` bytes.
@@ -125,32 +133,44 @@ impl Client {
         slots: u16,
         block_size: usize,
     ) -> io::Result<Vec<ClientQueue>> {
-        let per_queue = usize::from(slots).checked_mul(block_size);
+        let mut transport = self.lock();
+        let features = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
+        let ring = ring_bytes(ring_size, features)?.next_multiple_of(ALIGNMENT);
+        let headers = (usize::from(slots) * REQUEST_BYTES).next_multiple_of(ALIGNMENT);
+        let per_queue = usize::from(slots).checked_mul(block_size).and_then(|n| n.checked_next_multiple_of(ALIGNMENT));
+        let per_queue = per_queue.and_then(|n| n.checked_add(ring + headers));
         let bytes = per_queue.and_then(|n| n.checked_mul(count.into()));
-        let (Some(per_queue), Some(bytes)) = (per_queue, bytes) else {
+        let (Some(per_queue), Some(bytes), Ok(buffer_bytes)) = (per_queue, bytes, u32::try_from(block_size)) else {
             return Err(io::Error::other("the buffers are larger than memory"));
         };
-        let file = File::from(memfd_create("blockport-bench", MemfdFlags::CLOEXEC)?);
-        file.set_len(bytes as u64)?;
-        let fd = file.as_raw_fd();
-        let memory: MmapRegion<()> = MmapRegion::from_file(FileOffset::new(file, 0), bytes)
-            .map_err(|e| io::Error::other(format!("mapping {bytes} bytes of buffers: {e}")))?;
-        let memory = Arc::new(memory);
-
-        let mut transport = self.lock();
-        transport.map_mem_region(memory.as_ptr() as usize, bytes, fd, 0)?;
-        let rings = VirtioBlkQueue::setup_queues(&mut **transport, count.into(), ring_size)?;
-        let queues = rings.into_iter().enumerate().map(|(index, ring)| ClientQueue {
-            ring,
-            notifier: transport.get_submission_notifier(index),
-            called: transport.get_completion_fd(index),
-            call_nonblocking: false,
-            event_idx: self.event_idx,
-            memory: Arc::clone(&memory),
-            first_byte: index * per_queue,
-            slots,
-            block_size,
-            _connection: self.clone(),
+        let memory = Area::new(&mut **transport, bytes)?;
+        let parts = (0..usize::from(count)).map(|index| memory.part(index * per_queue, per_queue));
+        let parts: Vec<Area> = parts.collect();
+        let buffers_of = |part: &Area| part.part(ring + headers, per_queue - ring - headers);
+        let requests_of = |part: &Area| (part.part(ring, headers), buffers_of(part));
+        let rings: Vec<Ring> = if self.library_rings {
+            let rings = VirtioBlkQueue::setup_queues(&mut **transport, count.into(), ring_size)?.into_iter();
+            let rings = rings.zip(&parts);
+            rings.map(|(it, part)| Ring::of_library(it, self.event_idx, requests_of(part), buffer_bytes)).collect()
+        } else {
+            let areas: Vec<Area> = parts.iter().map(|part| part.part(0, ring)).collect();
+            start_rings(&mut **transport, &areas, ring_size)?;
+            let (features, shape) = ((self.packed, self.event_idx), (slots, buffer_bytes));
+            let rings = areas.into_iter().zip(&parts);
+            rings.map(|(area, part)| Ring::new(area, ring_size, features, requests_of(part), shape)).collect()
+        };
+        let queues = parts.iter().zip(rings).enumerate().map(|(index, (part, ring))| {
+            let buffers = buffers_of(part);
+            ClientQueue {
+                ring,
+                notifier: transport.get_submission_notifier(index),
+                called: transport.get_completion_fd(index),
+                call_nonblocking: false,
+                buffers,
+                slots,
+                block_size,
+                _connection: self.clone(),
+            }
         });
         Ok(queues.collect())
     }
@@ -173,17 +193,14 @@ impl Client {
 
 /// One ring and its buffers. `slot` numbers a buffer and the request that uses it.
 pub struct ClientQueue {
-    ring: VirtioBlkQueue<'static, u16>,
+    ring: Ring,
     notifier: Box<dyn QueueNotifier>,
     called: Arc<EventFd>,
     call_nonblocking: bool,
-    event_idx: bool,
-    memory: Arc<MmapRegion<()>>,
-    /// Where this queue's buffers begin in `memory`.
-    first_byte: usize,
+    buffers: Area,
     slots: u16,
     block_size: usize,
-    /// Keeps the rings' memory mapped: virtio-driver's queues do not.
+    /// Keeps the connection, without which the daemon would stop the ring.
     _connection: Client,
 }
 
@@ -197,35 +214,24 @@ pub struct Completion {
 
 impl ClientQueue {
     /// Puts a request on the ring. The daemon is told by `kick`.
+    #[inline]
     pub fn submit(&mut self, op: Op, offset: u64, slot: u16) -> io::Result<()> {
-        assert!(slot < self.slots, "slot {slot} of {}", self.slots);
-        let buffer = self.memory.as_ptr().wrapping_add(self.slot_start(slot));
-        let len = self.block_size;
-        // virtio-driver's safe calls would need a reference to memory that another process writes.
-        #[allow(unsafe_code)]
-        // SAFETY: the buffer is the slot's part of a mapping that lives as long as this queue; nothing here holds a
-        // reference into it.
-        unsafe {
-            match op {
-                Op::Read => self.ring.read_raw(offset, buffer, len, slot),
-                Op::Write => self.ring.write_raw(offset, buffer, len, slot),
-            }
-        }
+        let kind = match op {
+            Op::Read => Kind::Read,
+            Op::Write => Kind::Write,
+        };
+        self.ring.submit(slot, kind, offset / SECTOR_BYTES)
     }
 
     /// Puts a flush request on the ring.
     pub fn submit_flush(&mut self, slot: u16) -> io::Result<()> {
-        self.ring.flush(slot)
+        self.ring.submit(slot, Kind::Flush, 0)
     }
 
     /// Tells the daemon of new requests, if it asked to be told; whether it did.
+    #[inline]
     pub fn kick(&mut self) -> io::Result<bool> {
-        if !self.event_idx {
-            // Without EVENT_IDX virtio-driver reads the flags with no fence after publishing: the store must
-            // not pass the load, or both sides sleep.
-            fence(Ordering::SeqCst);
-        }
-        let needed = self.ring.avail_notif_needed();
+        let needed = self.ring.needs_kick();
         if needed {
             self.notifier.notify()?;
         }
@@ -233,25 +239,30 @@ impl ClientQueue {
     }
 
     /// Whether a completion waits.
+    #[inline]
     pub fn has_completion(&mut self) -> bool {
-        self.ring.completions().has_next()
+        self.ring.has_answer()
     }
 
-    /// The next completion, if one waits.
-    pub fn next_completion(&mut self) -> io::Result<Option<Completion>> {
-        let mut completions = self.ring.completions();
-        if !completions.has_next() {
-            return Ok(None);
+    /// Adds what has completed to `batch`, up to its capacity.
+    ///
+    /// # Errors
+    /// What the daemon names was not in flight.
+    #[inline]
+    pub fn take_completions(&mut self, batch: &mut Vec<Completion>) -> io::Result<()> {
+        while batch.len() < batch.capacity() {
+            let Some(answer) = self.ring.next_answer().map_err(io::Error::other)? else { break };
+            batch.push(Completion { slot: answer.slot, errno: errno_of(answer.status) });
         }
-        match completions.next() {
-            Some(c) => Ok(Some(Completion { slot: c.context, errno: -c.ret })),
-            None => Err(io::Error::other("the daemon completed a request that was not in flight")),
+        if !batch.is_empty() {
+            self.ring.took_answers();
         }
+        Ok(())
     }
 
     /// Asks to be called at the next completion, or not to be.
     pub fn set_calls(&mut self, enabled: bool) {
-        self.ring.set_used_notif_enabled(enabled);
+        self.ring.set_calls(enabled);
     }
 
     /// Sleeps until the daemon calls (or has called since the last sleep).
@@ -285,12 +296,16 @@ impl ClientQueue {
 
     /// A slot's buffer.
     pub fn buffer(&self, slot: u16) -> VolatileSlice<'_, ()> {
-        self.memory
-            .get_slice(self.slot_start(slot), self.block_size)
-            .unwrap_or_else(|e| panic!("slot {slot} of {}: {e}", self.slots))
+        self.buffers.bytes(usize::from(slot) * self.block_size, self.block_size)
     }
+}
 
-    fn slot_start(&self, slot: u16) -> usize {
-        self.first_byte + usize::from(slot) * self.block_size
+/// What a status (virtio 1.3 §5.2.6) is called elsewhere.
+#[inline]
+fn errno_of(status: u8) -> i32 {
+    match status {
+        0 => 0,
+        2 => Errno::OPNOTSUPP.raw_os_error(),
+        _ => Errno::IO.raw_os_error(),
     }
 }

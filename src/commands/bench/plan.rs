@@ -6,7 +6,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::BenchArgs;
-use super::client::{DESCRIPTORS_PER_REQUEST, DiskInfo};
+use super::client::DiskInfo;
+use super::ring::DESCRIPTORS_PER_REQUEST;
 use super::worker::Wait;
 use super::workload::{Access, Random};
 

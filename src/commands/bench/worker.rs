@@ -252,12 +252,7 @@ impl Worker {
     /// Takes every completion that waits, at most one depth of them; how many.
     fn take_batch(&mut self) -> Result<usize, WorkerError> {
         self.batch.clear();
-        while self.batch.len() < self.requests.len() {
-            match self.queue.next_completion()? {
-                Some(completion) => self.batch.push(completion),
-                None => break,
-            }
-        }
+        self.queue.take_completions(&mut self.batch)?;
         let total = self.shared.completed.load(Ordering::Relaxed) + self.batch.len() as u64;
         self.shared.completed.store(total, Ordering::Relaxed);
         Ok(self.batch.len())
