@@ -67,7 +67,7 @@ impl Area {
     fn place<T>(&self, at: usize) -> *mut T {
         let place = self.start.wrapping_add(at);
         assert!(at < self.bytes && size_of::<T>() <= self.bytes - at, "{at} of {}", self.bytes);
-        assert!(place as usize % align_of::<T>() == 0, "{at} is not aligned");
+        assert!((place as usize).is_multiple_of(align_of::<T>()), "{at} is not aligned");
         place.cast()
     }
 

@@ -104,7 +104,7 @@ impl SplitRing {
         self.next_used = self.next_used.wrapping_add(1);
         let slot = (head / u32::from(DESCRIPTORS_PER_REQUEST)) as usize;
         match self.slots.get_mut(slot) {
-            Some((_, in_flight)) if *in_flight && head % u32::from(DESCRIPTORS_PER_REQUEST) == 0 => {
+            Some((_, in_flight)) if *in_flight && head.is_multiple_of(u32::from(DESCRIPTORS_PER_REQUEST)) => {
                 *in_flight = false;
                 Ok(Some(slot as u16))
             }
