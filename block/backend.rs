@@ -27,6 +27,7 @@ use crate::accounting::{Accounting, Histogram, RequestKind, Statistics};
 use crate::aio::{AioContext, AioRemote, Answer, reserve_locals};
 use crate::child::Child;
 use crate::dev_ops::BlockDevOps;
+use crate::driver::WriteFlags;
 use crate::error::{BlockResult, OpenResult};
 use crate::node::{Node, NodeOptions, SECTOR};
 use crate::on_error::OnError;
@@ -68,6 +69,7 @@ pub struct BlockBackend {
     notifiers: Arc<Notifiers>,
     on_error: Arc<OnError>,
     write_cache: AtomicBool,
+    keeps_writes: AtomicBool,
     /// The unit of the device's requests, in bytes.
     block_size: AtomicU32,
     quiesced: Mutex<u32>,
@@ -110,6 +112,7 @@ impl BlockBackend {
             notifiers: Arc::default(),
             on_error: Arc::default(),
             write_cache: AtomicBool::new(true),
+            keeps_writes: AtomicBool::new(false),
             block_size: AtomicU32::new(SECTOR as u32),
             quiesced: Mutex::default(),
             hurry: Mutex::default(),
@@ -162,7 +165,25 @@ impl BlockBackend {
     /// who turns it off flushes what was written before, with [`BlockBackend::flush_blocking`]. Not on an iothread.
     pub fn set_write_cache(&self, on: bool) {
         self.write_cache.store(on, Ordering::Relaxed);
-        self.each_channel(move |_, channel| channel.set_write_cache(on));
+        self.apply_write_flags();
+    }
+
+    /// Whether writes that start after this returns outlive this process once they are complete (`WriteFlags::kept`): for
+    /// a device whose driver goes on when another process takes this one's place. Off at first. Not on an iothread.
+    pub fn set_keeps_writes(&self, on: bool) {
+        if self.keeps_writes.swap(on, Ordering::Relaxed) != on {
+            self.apply_write_flags();
+        }
+    }
+
+    fn write_flags(&self) -> WriteFlags {
+        let kept = self.keeps_writes.load(Ordering::Relaxed);
+        WriteFlags { fua: !self.write_cache(), kept, ..WriteFlags::default() }
+    }
+
+    fn apply_write_flags(&self) {
+        let flags = self.write_flags();
+        self.each_channel(move |_, channel| channel.set_write_flags(flags));
     }
 
     /// Quiesces: returns with nothing in flight; requests that arrive later wait for [`BlockBackend::drain_end`]. Nests.

@@ -28,6 +28,9 @@ use crate::permissions::Permissions;
 pub struct WriteFlags {
     /// Force unit access: the bytes are stable before the request completes.
     pub fua: bool,
+    /// It outlives this process: should that be killed, another one that opens the node finds it. What the kernel has, be
+    /// it in a cache, does; a map that is in memory only does not.
+    pub kept: bool,
     /// Write-zeroes only: the space may be given back.
     pub may_unmap: bool,
     /// Write-zeroes only: fail with [`crate::BlockError::NotSupported`] rather than write zeroes the slow way.

@@ -234,7 +234,7 @@ async fn write_zeroes_slowly(channel: &ChildChannel, offset: u64, bytes: u64, fl
     // One buffer for all, outside the budget: whoever holds a part of that must not wait for more of it.
     let align = channel.limits().memory_alignment.max(channel.limits().request_alignment);
     let zeroes = channel.zeroes.get_or_init(|| AlignedBuffer::new(ZEROES_BYTES, align as usize)).iov();
-    let flags = WriteFlags { fua: flags.fua, ..WriteFlags::default() };
+    let flags = WriteFlags { fua: flags.fua, kept: flags.kept, ..WriteFlags::default() };
     let mut done = 0;
     while done < bytes {
         let part = zeroes.part(0, (bytes - done).min(ZEROES_BYTES as u64) as usize);

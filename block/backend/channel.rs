@@ -41,8 +41,8 @@ pub struct BackendChannel {
     pub(super) requests: RefCell<Requests>,
     pub(super) on_error: Arc<OnError>,
     pub(super) label: String,
-    /// The backend's, copied here so that a write reads no line that others share.
-    write_cache: Cell<bool>,
+    /// How a write is done at present, copied here so that it reads no line that others share.
+    write_flags: Cell<WriteFlags>,
     /// The number of the medium; a request that was parked for another one does not reach this one.
     pub(super) medium: Cell<u64>,
     /// The other half of a graph that is being changed; see `rebuild.rs`.
@@ -75,7 +75,7 @@ impl BackendChannel {
             accounting,
             on_error: backend.on_error.clone(),
             label: backend.label.clone(),
-            write_cache: Cell::new(backend.write_cache()),
+            write_flags: Cell::new(backend.write_flags()),
             medium: Cell::new(backend.medium.load(Ordering::Acquire)),
             prepared: RefCell::default(),
             epoch: backend.quiesce_epoch.load(Ordering::Acquire),
@@ -112,9 +112,7 @@ impl BackendChannel {
     #[inline]
     pub fn pwritev(self: &Rc<Self>, offset: u64, iov: &[IoVec]) -> Submitted {
         let bytes = iovec::total_len(iov);
-        self.start(RequestKind::Write, offset, bytes, iov, move |root, iov, fua| {
-            root.pwritev(offset, iov, WriteFlags { fua, ..WriteFlags::default() })
-        })
+        self.start(RequestKind::Write, offset, bytes, iov, move |root, iov, flags| root.pwritev(offset, iov, flags))
     }
 
     /// Everything that completed before this is stable when it completes.
@@ -129,8 +127,8 @@ impl BackendChannel {
 
     /// Makes a range read as zeroes; `may_unmap`: the space may be given back.
     pub fn pwrite_zeroes(self: &Rc<Self>, offset: u64, bytes: u64, may_unmap: bool) -> Submitted {
-        self.start(RequestKind::WriteZeroes, offset, bytes, &[], move |root, _, fua| {
-            root.pwrite_zeroes(offset, bytes, WriteFlags { fua, may_unmap, ..WriteFlags::default() })
+        self.start(RequestKind::WriteZeroes, offset, bytes, &[], move |root, _, flags| {
+            root.pwrite_zeroes(offset, bytes, WriteFlags { may_unmap, ..flags })
         })
     }
 
@@ -148,7 +146,7 @@ impl BackendChannel {
         offset: u64,
         bytes: u64,
         iov: &[IoVec],
-        go: impl FnOnce(&Rc<ChildChannel>, &[IoVec], bool) -> BlockFuture + 'static,
+        go: impl FnOnce(&Rc<ChildChannel>, &[IoVec], WriteFlags) -> BlockFuture + 'static,
     ) -> Submitted {
         if self.gated.get() {
             match self.gate(kind, offset, bytes) {
@@ -156,7 +154,7 @@ impl BackendChannel {
                 gate => {
                     let piece = Piece { kind, offset, bytes, buffers: iov.len() };
                     let pieces = iov.to_vec();
-                    let parked: Parked = Box::new(move |root, fua| go(root, &pieces, fua));
+                    let parked: Parked = Box::new(move |root, flags| go(root, &pieces, flags));
                     let state = match gate {
                         Gate::Open => self.hold(piece, iov, parked),
                         gate => self.held_back(gate, (self.medium.get(), parked)),
@@ -166,7 +164,7 @@ impl BackendChannel {
             }
         }
         let future = match &*self.root.borrow() {
-            Some(root) => go(root, iov, !self.write_cache.get()),
+            Some(root) => go(root, iov, self.write_flags.get()),
             None => BlockFuture::ready(Err(BlockError::NoMedium)),
         };
         match future.try_ready() {
@@ -207,9 +205,7 @@ impl BackendChannel {
     /// Starts a request that was held up. The range is checked now, with the size and the write cache of this moment.
     pub(super) fn go_on(&self, parked: Option<(u64, Parked)>) -> BlockFuture {
         match (&*self.root.borrow(), parked) {
-            (Some(root), Some((medium, parked))) if medium == self.medium.get() => {
-                parked(root, !self.write_cache.get())
-            }
+            (Some(root), Some((medium, parked))) if medium == self.medium.get() => parked(root, self.write_flags.get()),
             _ => BlockFuture::ready(Err(BlockError::NoMedium)),
         }
     }
@@ -272,9 +268,9 @@ impl BackendChannel {
         self.root.borrow().clone()
     }
 
-    /// Whether every write must be stable before it completes.
-    pub(super) fn writes_through(&self) -> bool {
-        !self.write_cache.get()
+    /// How a write is done at present.
+    pub(super) fn write_flags(&self) -> WriteFlags {
+        self.write_flags.get()
     }
 
     pub(super) fn set_root(&self, root: Option<Rc<ChildChannel>>) {
@@ -303,8 +299,8 @@ impl BackendChannel {
         self.root.borrow().as_ref().map(|root| root.flush())
     }
 
-    pub(super) fn set_write_cache(&self, on: bool) {
-        self.write_cache.set(on);
+    pub(super) fn set_write_flags(&self, flags: WriteFlags) {
+        self.write_flags.set(flags);
     }
 
     pub(super) fn quiesce(&self) {

@@ -146,29 +146,29 @@ impl BackendChannel {
     }
 
     fn start_run(&self, root: &Rc<ChildChannel>, whole: Piece, members: Vec<Held>) {
-        let fua = self.writes_through();
+        let flags = self.write_flags();
         let members = match <[Held; 1]>::try_from(members) {
-            Ok([one]) => return one.place.put(PlaceState::Started((one.start)(root, fua))),
+            Ok([one]) => return one.place.put(PlaceState::Started((one.start)(root, flags))),
             Err(members) => members,
         };
         self.accounting.merged(whole.kind, members.len() - 1);
         let iov: Vec<IoVec> = members.iter().flat_map(|held| held.iov.iter().copied()).collect();
         let future = match whole.kind {
             RequestKind::Read => root.preadv(whole.offset, &iov),
-            _ => root.pwritev(whole.offset, &iov, WriteFlags { fua, ..WriteFlags::default() }),
+            _ => root.pwritev(whole.offset, &iov, flags),
         };
         match future.try_ready() {
             Ok(Ok(())) => members.iter().for_each(|held| held.place.put(PlaceState::Done(Ok(())))),
             Ok(Err(_)) => {
                 let root = root.clone();
-                self.context().spawn(async move { one_by_one(&root, fua, members).await });
+                self.context().spawn(async move { one_by_one(&root, flags, members).await });
             }
             Err(future) => {
                 let root = root.clone();
                 self.context().spawn(async move {
                     match future.await {
                         Ok(()) => members.iter().for_each(|held| held.place.put(PlaceState::Done(Ok(())))),
-                        Err(_) => one_by_one(&root, fua, members).await,
+                        Err(_) => one_by_one(&root, flags, members).await,
                     }
                 });
             }
@@ -177,9 +177,9 @@ impl BackendChannel {
 }
 
 /// Does the members of a run that failed again, so that each has an outcome of its own.
-async fn one_by_one(root: &Rc<ChildChannel>, fua: bool, members: Vec<Held>) {
+async fn one_by_one(root: &Rc<ChildChannel>, flags: WriteFlags, members: Vec<Held>) {
     for held in members {
-        let result = (held.start)(root, fua).await;
+        let result = (held.start)(root, flags).await;
         held.place.put(PlaceState::Done(result));
     }
 }

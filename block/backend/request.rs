@@ -12,12 +12,12 @@ use super::requests::{GIVEN_UP, WaitsFor};
 use super::throttling::Gate;
 use crate::accounting::RequestKind;
 use crate::child::ChildChannel;
-use crate::driver::BlockFuture;
+use crate::driver::{BlockFuture, WriteFlags};
 use crate::error::BlockResult;
 use crate::throttle::Throttled;
 
-/// What is left of a request to be done: at the root, and whether it must be stable before it completes.
-pub(super) type Parked = Box<dyn FnOnce(&Rc<ChildChannel>, bool) -> BlockFuture>;
+/// What is left of a request to be done: at the root, and how it writes.
+pub(super) type Parked = Box<dyn FnOnce(&Rc<ChildChannel>, WriteFlags) -> BlockFuture>;
 
 /// What became of a request at once. Await it where the fast path does not matter.
 pub enum Submitted {

@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use super::geometry::{COPIED, Cluster};
 use super::mapping::{Kind, Place};
-use super::state::{Attempt, Need, Pins, Span, State, Stop};
+use super::state::{Attempt, Need, Pins, Reach, Span, State, Stop};
 use crate::driver::InFlight;
 
 /// The most bytes that one allocation covers, but for one cluster.
@@ -95,17 +95,22 @@ pub(super) struct Plan {
 impl State {
     /// Where all of a write goes, if that is in place and in one piece, and whether the mapping is as stable as the file.
     /// `None` where more is to be done, or found out.
-    pub(super) fn plan_in_place(&mut self, offset: u64, bytes: u64, pins: &Pins) -> Option<(u64, Arc<InFlight>, bool)> {
+    pub(super) fn plan_in_place(
+        &mut self,
+        offset: u64,
+        bytes: u64,
+        pins: &Pins,
+    ) -> Option<(u64, Arc<InFlight>, Reach)> {
         if let Some(Place { host, copied: true, slot }) = self.place(offset, bytes)
             && self.check_overlap(host, bytes).is_ok()
         {
-            return Some((host, self.pin(pins), self.is_settled(slot)));
+            return Some((host, self.pin(pins), self.reach(slot)));
         }
         let run = self.run(offset, bytes).ok()?;
         match run.kind {
             Kind::Data { host, copied: true } if run.bytes == bytes && self.check_overlap(host, bytes).is_ok() => {
-                let settled = self.slice(offset).ok().flatten().is_some_and(|slot| self.is_settled(slot));
-                Some((host, self.pin(pins), settled))
+                let slot = self.slice(offset).ok().flatten();
+                Some((host, self.pin(pins), slot.map_or(Reach::Memory, |slot| self.reach(slot))))
             }
             _ => None,
         }

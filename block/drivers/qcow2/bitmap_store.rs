@@ -6,7 +6,7 @@ use super::channel::Channel;
 use super::directories::{Region, number};
 use super::geometry::OFFSET_MASK;
 use super::header::{AUTOCLEAR_BITMAPS, BitmapDirectory, EXTENSION_BITMAPS};
-use super::state::Span;
+use super::state::{Reach, Span};
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
 
 const ENTRY_BYTES: usize = 24;
@@ -204,7 +204,7 @@ impl Channel {
                 Some(BitmapDirectory { count, bytes, offset })
             }
         };
-        self.write_back(true).await?;
+        self.write_back(Reach::Disk).await?;
         Ok(place)
     }
 

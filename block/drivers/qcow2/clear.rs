@@ -145,7 +145,7 @@ impl Channel {
             self.write_zeroes_as_data(last, end).await?;
         }
         self.free_early().await?;
-        if flags.fua { self.flush().await } else { Ok(()) }
+        self.settle(flags).await
     }
 
     /// Discards the whole clusters of a range.

@@ -70,7 +70,8 @@ impl State {
             unsynced: false,
             lazy: false,
             write_backs: 0,
-            write_back_done: 0,
+            write_back_in_file: 0,
+            write_back_on_disk: 0,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::channel::Channel;
 use super::clear::Clear;
 use super::header::{HeaderSector, L1_BYTES_MAX};
-use super::state::{Span, State, Task};
+use super::state::{Reach, Span, State, Task};
 use super::tables::add_region;
 use crate::driver::WriteFlags;
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
@@ -127,7 +127,7 @@ impl Channel {
         let span = self.take_run(clusters).await?;
         let offset = span.first << geometry.cluster_bits;
         // The table's own refcounts, and what it points at, are stable before the header names it.
-        let moved = match self.write_back(true).await {
+        let moved = match self.write_back(Reach::Disk).await {
             Ok(()) => self.write_l1(offset, entries).await,
             error => error,
         };

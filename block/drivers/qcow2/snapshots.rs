@@ -11,6 +11,7 @@ use super::geometry::{COPIED, Cluster, Entry};
 use super::header::SNAPSHOTS_MAX;
 use super::refcounts::OVERFLOW;
 use super::snapshot_table::{Snapshot, TABLE_BYTES_MAX, encode};
+use super::state::Reach;
 use crate::aio::AioContext;
 use crate::error::{BlockError, BlockResult, OpenError, OpenResult};
 
@@ -155,7 +156,7 @@ impl Channel {
     }
 
     async fn unmark_and_copy_l1(&self, l1: &[u64], offset: u64) -> BlockResult {
-        self.write_back(true).await?;
+        self.write_back(Reach::Disk).await?;
         self.mark_copied().await?;
         self.write_l1_copy(l1, l1.len() as u64, offset).await
     }
@@ -187,7 +188,7 @@ impl Channel {
             return Err(failed(error));
         }
         let offset = run.first << geometry.cluster_bits;
-        let written = match self.write_back(true).await {
+        let written = match self.write_back(Reach::Disk).await {
             Ok(()) => self.write_l1_copy(&l1, entries, offset).await,
             error => error,
         };
@@ -275,7 +276,7 @@ impl Channel {
         // At most 65,536.
         let count = list.len() as u32;
         let written = async {
-            self.write_back(true).await?;
+            self.write_back(Reach::Disk).await?;
             if run.is_some() {
                 self.extend_file(offset + clusters * geometry.cluster_size()).await;
                 self.write_bytes(offset, &table).await?;
@@ -362,7 +363,7 @@ impl Channel {
         let geometry = self.image.geometry;
         let bits = geometry.cluster_bits;
         // A mark is only ever as old as the counts that it follows from.
-        self.write_back(true).await?;
+        self.write_back(Reach::Disk).await?;
         let l1 = self.image.lock().l1.clone();
         for (at, entry) in l1.into_iter().enumerate() {
             let Some(table) = self.attempt(|_| Ok(geometry.l2_table(entry)?)).await? else { continue };
@@ -384,7 +385,7 @@ impl Channel {
             self.image.lock().set_l1_mark(at, once);
             AioContext::breathe().await;
         }
-        self.write_back(true).await?;
+        self.write_back(Reach::Disk).await?;
         self.file.flush().await
     }
 }

@@ -16,7 +16,7 @@ use super::data::PayloadCipher;
 use super::decompress::Inflated;
 use super::geometry::{COPIED, Corrupt, Entry, Geometry};
 use super::header::{Header, HeaderSector};
-use crate::driver::InFlight;
+use crate::driver::{InFlight, WriteFlags};
 use crate::error::BlockError;
 
 /// What has to be done before an attempt can succeed.
@@ -146,9 +146,30 @@ pub(super) struct State {
     pub unsynced: bool,
     /// The image is marked as dirty, and refcounts are written when there is no other way, or at the end.
     pub lazy: bool,
-    /// How many write-backs have begun, and which was the last to succeed.
+    /// How many write-backs have begun, and which was the last to reach the file, and the disk.
     pub write_backs: u64,
-    pub write_back_done: u64,
+    pub write_back_in_file: u64,
+    pub write_back_on_disk: u64,
+}
+
+/// How far metadata has come, or is to come: to memory of this process, to the file, where it outlives the process, or to
+/// the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reach {
+    Memory,
+    File,
+    Disk,
+}
+
+impl From<WriteFlags> for Reach {
+    /// How far the map must have come before such a write completes.
+    fn from(flags: WriteFlags) -> Self {
+        match (flags.fua, flags.kept) {
+            (true, _) => Self::Disk,
+            (false, true) => Self::File,
+            (false, false) => Self::Memory,
+        }
+    }
 }
 
 /// One channel's requests in flight, by the parity of the epoch they began in.
@@ -225,13 +246,17 @@ impl State {
         self.busy.iter().any(|(other, _)| *other == task)
     }
 
-    /// Whether what the slot's entries say is stable on disk, with all that it rests on.
-    pub(super) fn is_settled(&self, slot: usize) -> bool {
-        !self.slices.is_dirty(slot)
+    /// How far what the slot's entries say has come, with all that it rests on.
+    pub(super) fn reach(&self, slot: usize) -> Reach {
+        let is_written = !self.slices.is_dirty(slot)
             && self.l1_dirty.is_empty()
             && (self.lazy || self.refcount_table_dirty.is_empty())
-            && !self.is_busy(Task::WriteBack)
-            && !self.unsynced
+            && !self.is_busy(Task::WriteBack);
+        match (is_written, self.unsynced) {
+            (false, _) => Reach::Memory,
+            (true, true) => Reach::File,
+            (true, false) => Reach::Disk,
+        }
     }
 
     /// The slot of the slice that maps `offset`; `None` where there is no L2 table.

@@ -4,7 +4,7 @@
 use super::cache::NumberSet;
 use super::channel::Channel;
 use super::geometry::COPIED;
-use super::state::{Attempt, Span, State};
+use super::state::{Attempt, Reach, Span, State};
 use crate::driver::WriteFlags;
 use crate::error::BlockResult;
 
@@ -74,7 +74,7 @@ impl Channel {
         };
         // Within a write-back, which loads refcounts at its end, there is room.
         match clogged {
-            true => self.write_back(false).await,
+            true => self.write_back(Reach::Memory).await,
             false => Ok(()),
         }
     }

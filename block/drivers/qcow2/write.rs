@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use super::allocation::{Plan, WritePlan};
 use super::channel::{CORRUPT, Channel, Started};
+use super::state::Reach;
 use crate::driver::{BlockFuture, WriteFlags};
 use crate::error::BlockResult;
 use crate::iovec::{self, IoVec};
@@ -21,13 +22,13 @@ impl Channel {
             let (this, iov) = (self.clone(), iov.to_vec());
             return BlockFuture::boxed(async move {
                 this.write_compressed(offset, &iov).await?;
-                if flags.fua { this.flush().await } else { Ok(()) }
+                this.settle(flags).await
             });
         }
         let bytes = iovec::total_len(iov);
         let in_place = match self.image.lock().plan_in_place(offset, bytes, &self.pins) {
-            // A stable write needs a stable mapping.
-            Some((host, pin, settled)) if settled || !flags.fua => Some((host, pin)),
+            // A stable write needs a stable mapping, and one that is kept, one that is.
+            Some((host, pin, reach)) if reach >= Reach::from(flags) => Some((host, pin)),
             _ => None,
         };
         if let Some((host, pin)) = in_place {
@@ -36,7 +37,7 @@ impl Channel {
         let (this, iov) = (self.clone(), iov.to_vec());
         BlockFuture::boxed(async move {
             this.write(offset, &iov).await?;
-            if flags.fua { this.flush().await } else { Ok(()) }
+            this.settle(flags).await
         })
     }
 

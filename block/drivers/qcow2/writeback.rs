@@ -17,9 +17,9 @@ use std::sync::atomic::Ordering;
 use super::cache::Dirty;
 use super::channel::{CORRUPT, Channel, Started};
 use super::header::incompatible;
-use super::state::{Span, State, Task};
+use super::state::{Reach, Span, State, Task};
 use super::tables::SECTOR_WORDS;
-use crate::driver::BlockFuture;
+use crate::driver::{BlockFuture, WriteFlags};
 use crate::error::BlockResult;
 use crate::iovec::AlignedBuffer;
 
@@ -96,19 +96,21 @@ impl State {
 }
 
 impl Channel {
-    /// With `flush`, makes everything that was written and linked before this call stable; calls that come while one is
-    /// under way share the next. Without, makes clean what is dirty, or waits while somebody else does.
-    pub(super) async fn write_back(&self, flush: bool) -> BlockResult {
+    /// Brings everything that was written and linked before this call to the disk, or to the file; calls that come while
+    /// one is under way share the next. [`Reach::Memory`]: makes clean what is dirty, or waits while somebody else does.
+    pub(super) async fn write_back(&self, reach: Reach) -> BlockResult {
+        let flush = reach == Reach::Disk;
         let before = self.image.lock().write_backs;
         loop {
             {
                 let state = self.image.lock();
-                if state.write_back_done > before {
+                let done = if flush { state.write_back_on_disk } else { state.write_back_in_file };
+                if done > before && reach > Reach::Memory {
                     return Ok(());
                 }
             }
             let Some(claim) = self.claim(Task::WriteBack).await else {
-                if flush {
+                if reach > Reach::Memory {
                     continue;
                 }
                 return Ok(());
@@ -125,8 +127,11 @@ impl Channel {
             let flushed = result.is_ok() && (flush || !batch.unlinked.is_empty());
             state.unsynced = !flushed;
             state.end_batch(batch, result.is_ok());
-            if result.is_ok() && flush {
-                state.write_back_done = number;
+            if result.is_ok() {
+                state.write_back_in_file = number;
+                if flush {
+                    state.write_back_on_disk = number;
+                }
             }
             drop(state);
             drop(claim);
@@ -150,7 +155,7 @@ impl Channel {
             return Ok(());
         }
         let lazy = self.image.lazy.swap(false, Ordering::Relaxed);
-        let written = self.write_back(true).await;
+        let written = self.write_back(Reach::Disk).await;
         self.image.lazy.store(lazy, Ordering::Relaxed);
         match written {
             Ok(()) => self.set_dirty_bit(false).await,
@@ -262,10 +267,25 @@ impl Channel {
     pub(super) async fn free_early(&self) -> BlockResult {
         let much = self.image.lock().has_much_to_free();
         if much {
-            self.write_back(true).await?;
+            self.write_back(Reach::Disk).await?;
             self.reap().await;
         }
         Ok(())
+    }
+
+    /// Ends a write: its map comes as far as was asked.
+    pub(super) async fn settle(&self, flags: WriteFlags) -> BlockResult {
+        match Reach::from(flags) {
+            Reach::Disk => self.flush().await,
+            Reach::File => {
+                let needed = {
+                    let state = self.image.lock();
+                    state.is_dirty() || state.is_busy(Task::WriteBack)
+                };
+                if needed { self.write_back(Reach::File).await } else { Ok(()) }
+            }
+            Reach::Memory => Ok(()),
+        }
     }
 
     /// What a flush by the guest does.
@@ -273,7 +293,7 @@ impl Channel {
         if self.image.is_broken() {
             return Err(CORRUPT);
         }
-        self.write_back(true).await?;
+        self.write_back(Reach::Disk).await?;
         self.reap().await;
         Ok(())
     }

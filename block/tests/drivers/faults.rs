@@ -11,7 +11,8 @@ use crate::testing::oracle::read;
 use crate::testing::{channel, context, join_all, open, opened, user, writer};
 
 const IMAGE: &str = "image.driver=memory,image.size=1M";
-const PLAIN: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false };
+const PLAIN: WriteFlags =
+    WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false, kept: false };
 
 fn filled(byte: u8, len: usize) -> AlignedBuffer {
     let mut buffer = AlignedBuffer::new(len, 4096);

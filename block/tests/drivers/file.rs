@@ -14,7 +14,8 @@ use blockport_block::{BlockError, Child, OpenResult, Permissions};
 use crate::testing::oracle::read;
 use crate::testing::{TempDir, channel, context, open, opened, user, writer};
 
-const PLAIN: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false };
+const PLAIN: WriteFlags =
+    WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false, kept: false };
 
 /// Runs one of QEMU's programs. `Err` holds what it said when it refused; `None`: it is not installed.
 fn qemu(program: &str, arguments: &[&str]) -> Option<Result<(), String>> {

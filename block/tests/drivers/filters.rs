@@ -11,7 +11,8 @@ use blockport_block::{BlockError, ChildChannel};
 use crate::testing::oracle::{Oracle, read};
 use crate::testing::{TempDir, channel, context, join_all, open, opened, user};
 
-const PLAIN: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false };
+const PLAIN: WriteFlags =
+    WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false, kept: false };
 const EIO: BlockError = BlockError::Host(5);
 
 /// Runs with a channel to the node that `options` open.

@@ -12,7 +12,8 @@ use crate::testing::oracle::{Oracle, read};
 use crate::testing::random::Random;
 use crate::testing::{TempDir, channel, context, join_all, opened, user};
 
-const COMPRESSED: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: true };
+const COMPRESSED: WriteFlags =
+    WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: true, kept: false };
 
 async fn write(channel: &Rc<ChildChannel>, offset: u64, data: &[u8]) -> BlockResult {
     let mut buffer = AlignedBuffer::new(data.len(), 4096);

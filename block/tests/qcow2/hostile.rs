@@ -14,7 +14,8 @@ use crate::testing::oracle::{Oracle, read};
 use crate::testing::random::Random;
 use crate::testing::{TempDir, channel, context, join_all, open, opened, user};
 
-const PLAIN: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false };
+const PLAIN: WriteFlags =
+    WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false, kept: false };
 
 fn options(path: &str) -> String {
     format!("qcow2,discard=unmap,file.driver=file,file.filename={path}")

@@ -8,6 +8,7 @@ mod differential;
 mod foreign;
 mod hostile;
 mod images;
+mod kept;
 mod properties;
 mod snapshots;
 #[path = "../../testing/mod.rs"]

@@ -193,6 +193,7 @@ impl Shell {
         }
         let all = lengths.iter().sum();
         let flags = WriteFlags {
+            kept: false,
             fua: words.has('f') || image.writes_through,
             may_unmap: words.has('u'),
             no_fallback: words.has('n'),
