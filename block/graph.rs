@@ -22,6 +22,7 @@ use crate::handover::Handover;
 use crate::node::{DetectZeroes, Node, NodeOptions, Operation, SECTOR};
 use crate::options::{ChildRef, Options, is_valid_id};
 use crate::permissions::Permissions;
+use crate::secret::{Secret, Secrets};
 use crate::throttle::ThrottleGroups;
 
 /// The nodes of a process by name, and its BlockBackends. Changed by the control thread only.
@@ -33,6 +34,7 @@ pub struct Graph {
     next_anonymous: AtomicU64,
     throttle_groups: ThrottleGroups,
     pub(crate) handover: Handover,
+    secrets: Secrets,
 }
 
 struct Entry {
@@ -146,6 +148,11 @@ impl Graph {
     /// The throttle groups that nodes and backends name.
     pub fn throttle_groups(&self) -> &ThrottleGroups {
         &self.throttle_groups
+    }
+
+    /// The secrets that nodes name.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 
     /// Forgets all nodes; they close when their last user lets go.
@@ -362,6 +369,16 @@ impl OpenContext<'_> {
         child.set_str("driver", "file").set_str("filename", path);
         let node = self.graph.open(child, Inherited::from(self.node))?;
         self.edge(node, EdgeKind { role: key.to_owned(), may_grow: true, ..self.edge_kind() })
+    }
+
+    /// The secret `id`, which the option `key` names.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn secret(&self, options: &Options, key: &str, id: &str) -> OpenResult<Secret> {
+        let missing =
+            || OpenError::new(options.invalid(key, id, "the id of an object of type secret that was defined before"));
+        self.graph.secrets.find(id).ok_or_else(missing)
     }
 
     /// The throttle groups that there are.

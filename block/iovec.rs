@@ -164,6 +164,35 @@ pub fn copy(from: &[IoVec], from_skip: u64, to: &[IoVec], to_skip: u64, bytes: u
     done
 }
 
+/// Copies `from` to `to` through `chunk`, where `work` changes it on the way: it is given where in `from` that is, in
+/// bytes, and at most a chunk. Stops at whichever ends first.
+pub fn transform(from: &[IoVec], to: &[IoVec], chunk: &mut [u8], mut work: impl FnMut(u64, &mut [u8])) {
+    let (mut from, mut to) = (Cursor::new(from, 0), Cursor::new(to, 0));
+    let mut at = 0;
+    loop {
+        let mut filled = 0;
+        while let Some(source) = from.rest()
+            && filled < chunk.len()
+        {
+            let n = copy_to(&[source], &mut chunk[filled..]);
+            from.inside += n;
+            filled += n;
+        }
+        if filled == 0 {
+            return;
+        }
+        work(at, &mut chunk[..filled]);
+        let mut done = 0;
+        while done < filled {
+            let Some(target) = to.rest() else { return };
+            let n = fill_from(&[target], &chunk[done..filled]);
+            to.inside += n;
+            done += n;
+        }
+        at += filled as u64;
+    }
+}
+
 /// A place in a list of pieces.
 struct Cursor<'a> {
     pieces: &'a [IoVec],
@@ -324,6 +353,30 @@ mod tests {
                     assert_eq!(got, want);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_transformed_is_changed_once_wherever_pieces_end() {
+        let buffers = |lens: &[usize]| lens.iter().map(|len| AlignedBuffer::new(*len, 1)).collect::<Vec<_>>();
+        let pieces = |buffers: &[AlignedBuffer]| buffers.iter().map(AlignedBuffer::iov).collect::<Vec<_>>();
+        for (from, to) in
+            [(vec![3, 0, 9], vec![5, 7]), (vec![12], vec![1, 1, 10]), (vec![5], vec![3]), (vec![], vec![2])]
+        {
+            let (from, to) = (buffers(&from), buffers(&to));
+            let (from, to) = (pieces(&from), pieces(&to));
+            let content: Vec<u8> = (1..13).collect();
+            fill_from(&from, &content);
+            let mut expected_at = 0;
+            transform(&from, &to, &mut [0; 4], |at, part| {
+                assert_eq!(at, expected_at);
+                expected_at += part.len() as u64;
+                part.iter_mut().for_each(|byte| *byte ^= 0x80);
+            });
+            let mut got = vec![0; total_len(&from).min(total_len(&to)) as usize];
+            copy_to(&to, &mut got);
+            let want: Vec<u8> = (1..=got.len() as u8).map(|byte| byte ^ 0x80).collect();
+            assert_eq!(got, want);
         }
     }
 

@@ -24,6 +24,7 @@ mod on_error;
 pub mod options;
 mod permissions;
 mod ranges;
+pub mod secret;
 mod shaping;
 mod sync;
 mod sys;

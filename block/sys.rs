@@ -106,6 +106,25 @@ pub(crate) fn wait_readable(fd: RawFd, timeout: Duration) -> bool {
     unsafe { libc::ppoll(&raw mut fds, 1, &raw const timeout, std::ptr::null()) == 1 }
 }
 
+/// Fills `bytes` with random numbers that are fit for keys.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: the kernel writes at most as many bytes as `rest` has.
+        let n = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(n) {
+            Ok(n) => done += n,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// sched_setaffinity(2): lets the calling thread run wherever the main thread may, as a thread inherits from the one that
 /// starts it. A host that refuses leaves it where it is.
 pub(crate) fn run_anywhere() {

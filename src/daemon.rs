@@ -24,7 +24,8 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitors;
 use crate::monitor::events::{Event, Shutdown, ShutdownCause};
 use crate::options::{
-    ChardevConfig, ChardevKind, Config, ExportConfig, IothreadConfig, MetricsAddress, Step, ThrottleGroupConfig,
+    ChardevConfig, ChardevKind, Config, ExportConfig, IothreadConfig, MetricsAddress, SecretConfig, Step,
+    ThrottleGroupConfig,
 };
 use crate::sandbox::Sandbox;
 use crate::takeover::give::Control;
@@ -171,6 +172,7 @@ impl Daemon {
         match step {
             Step::Iothread(config) => self.add_iothread(config),
             Step::ThrottleGroup(config) => self.add_throttle_group(&config),
+            Step::Secret(config) => self.add_secret(&config),
             Step::Blockdev(options) => self.graph.blockdev_add(options).map(drop),
             Step::Export(config) => self.add_export(config),
             Step::Chardev(config) => self.add_chardev(&config),
@@ -242,9 +244,20 @@ impl Daemon {
         self.graph.throttle_groups().create(id, *limits).map(drop)
     }
 
+    /// Makes a secret.
+    ///
+    /// # Errors
+    /// Its id is taken, or its file cannot be read.
+    pub fn add_secret(&mut self, config: &SecretConfig) -> OpenResult {
+        self.check_object_id(&config.id)?;
+        self.graph.secrets().add(&config.id, config.load()?)
+    }
+
     /// Objects of all kinds share their names.
     fn check_object_id(&self, id: &str) -> OpenResult {
-        match self.objects.iothread(id).is_some() || self.graph.throttle_groups().find(id).is_some() {
+        let graph = &self.graph;
+        let taken = graph.throttle_groups().find(id).is_some() || graph.secrets().find(id).is_some();
+        match taken || self.objects.iothread(id).is_some() {
             true => Err(OpenError(format!("object \"{id}\" exists already"))),
             false => Ok(()),
         }

@@ -13,6 +13,7 @@ mod iothread;
 mod metrics;
 mod queue_mapping;
 mod sandbox;
+mod secret;
 mod storage_daemon;
 pub mod table;
 mod throttle_group;
@@ -40,6 +41,7 @@ pub use iothread::{IOTHREAD_OPTIONS, IothreadConfig, POLL_MAX_NS_DEFAULT};
 pub use metrics::{MetricsAddress, MetricsArgs};
 pub use queue_mapping::QueueMapping;
 pub use sandbox::{SandboxArgs, SandboxConfig, SandboxMode};
+pub use secret::{SECRET_OPTIONS, SecretConfig};
 use storage_daemon::StorageDaemonArgs;
 pub use storage_daemon::definition;
 pub use throttle_group::ThrottleGroupConfig;
@@ -164,6 +166,8 @@ pub enum Step {
     Iothread(IothreadConfig),
     /// Limits that nodes share.
     ThrottleGroup(ThrottleGroupConfig),
+    /// A passphrase.
+    Secret(SecretConfig),
     /// A node. Its options hold `driver` and `node-name`, whose values are not checked, and its driver's own.
     Blockdev(Options),
     /// An export of a node.
@@ -380,6 +384,7 @@ mod tests {
             .map(|step| match step {
                 Step::Iothread(iothread) => iothread.id.clone(),
                 Step::ThrottleGroup(group) => group.id.clone(),
+                Step::Secret(secret) => secret.id.clone(),
                 Step::Blockdev(node) => node.peek_str("node-name").unwrap_or_default().to_owned(),
                 Step::Export(export) => export.id.clone(),
                 Step::Chardev(chardev) => chardev.id.clone(),
@@ -405,10 +410,14 @@ mod tests {
             (["--blockdev", "null-co,n"], r#"--blockdev: option "n" has no value: write it as key=value"#),
             (["--export", "nbd,id=e"], r#"export "e": option "type": "nbd" is not supported yet"#),
             (["--object", "iothread,id=t,x=1"], r#"object "t": option "x" is unknown"#),
-            (["--object", "secret,id=s"], r#"object "s": option "qom-type": "secret" is not supported yet"#),
+            (
+                ["--object", "secret_keyring,id=s"],
+                r#"object "s": option "qom-type": "secret_keyring" is not supported yet"#,
+            ),
+            (["--object", "secret,id=s"], r#"object "s": option "data" is missing"#),
             (
                 ["--object", "foo,id=s"],
-                r#"object "s": option "qom-type" must be iothread or throttle-group, not "foo""#,
+                r#"object "s": option "qom-type" must be iothread, secret or throttle-group, not "foo""#,
             ),
             (["--object", "{}"], r#"--object: option "qom-type" is missing"#),
         ] {

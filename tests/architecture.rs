@@ -10,6 +10,7 @@ use blockport_block::drivers::DRIVERS;
 /// The files that may hold `unsafe`, each with its reason. ARCHITECTURE.md marks them with **[u]**.
 const UNSAFE: &[(&str, &str)] = &[
     ("block/aio/uring.rs", "the kernel is given addresses, and answers later"),
+    ("block/drivers/luks/xts.rs", "a function for CPUs that have more instructions"),
     ("block/iovec.rs", "raw memory that a guest or the kernel also writes"),
     ("block/sys.rs", "system calls that take addresses"),
     ("block/tests/drivers/allocations.rs", "a global allocator that counts"),

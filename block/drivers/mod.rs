@@ -6,6 +6,7 @@ mod blkverify;
 mod copy_on_read;
 pub(crate) mod file;
 mod import;
+pub mod luks;
 mod memory;
 mod null;
 mod own_loop;
@@ -58,6 +59,7 @@ pub const DRIVERS: &[DriverRow] = &[
     copy_on_read::ROW,
     file::ROW,
     file::HOST_DEVICE,
+    luks::ROW,
     memory::ROW,
     null::ROW,
     qcow2::ROW,

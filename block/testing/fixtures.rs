@@ -1,10 +1,11 @@
 //! Fixtures: for every driver of the register at least one way to open it. A new driver gets its lines here, and every
 //! check of the conformance suite runs on it.
 
+use blockport_block::drivers::luks::{LuksOptions, new_volume};
 use blockport_block::drivers::qcow2::{CreateOptions, new_image};
 
 use super::loop_device::LoopDevice;
-use super::{TempDir, imports, open};
+use super::{PASSPHRASE, TempDir, imports, open, opened};
 
 /// A node to be opened, with whatever it stands on.
 pub struct Fixture {
@@ -191,6 +192,22 @@ pub fn all(size: u64) -> Vec<Fixture> {
             ..PLAIN
         });
     }
+    all.extend([
+        luks("luks", TempDir::in_memory(), "", size, LuksOptions::default()),
+        luks("luks, direct", TempDir::on_disk(), ",cache.direct=on", size, LuksOptions::default()),
+        luks(
+            "luks, in another mode",
+            TempDir::in_memory(),
+            "",
+            size,
+            LuksOptions {
+                cipher: "aes-128".to_owned(),
+                mode: "cbc".to_owned(),
+                iv: "essiv".to_owned(),
+                ..LuksOptions::default()
+            },
+        ),
+    ]);
     all.extend(imported(size));
     for fixture in &mut all {
         fixture.resizes &= fixture.name != "raw window of a direct file";
@@ -204,6 +221,24 @@ pub fn all(size: u64) -> Vec<Fixture> {
         refused.is_none()
     });
     all
+}
+
+/// An encrypted volume, full of zeroes, with more options behind the file's.
+fn luks(name: &'static str, place: TempDir, more: &str, size: u64, options: LuksOptions) -> Fixture {
+    let path = place.path("disk.luks");
+    let options = LuksOptions { iter_time_ms: 1, ..options };
+    create_luks(&path, size, &options);
+    let options = format!("luks,key-secret=secret,file.driver=file,file.filename={path}{more}");
+    Fixture { name, driver: "luks", options, persists: true, _place: Some(place), ..PLAIN }
+}
+
+/// Makes an encrypted volume, opened by the secret `secret`, that reads as zeroes.
+pub fn create_luks(path: &str, size: u64, options: &LuksOptions) {
+    let header = new_volume(options, PASSPHRASE).expect("the options agree");
+    std::fs::write(path, &header).expect("the directory is writable");
+    // It grows by zeroes that are encrypted.
+    let (_graph, node) = opened(&format!("luks,key-secret=secret,file.driver=file,file.filename={path}"));
+    node.resize(size).expect("there is room");
 }
 
 /// Images in the formats that are only read.

@@ -18,6 +18,7 @@ use std::task::Poll;
 
 use blockport_block::aio::{AioContext, AioSettings};
 use blockport_block::options::parse_keyval;
+use blockport_block::secret::Secret;
 use blockport_block::throttle::{Limited, Rate, ThrottleLimits};
 use blockport_block::{Child, ChildChannel, Graph, Node, OpenResult, Permissions};
 
@@ -73,8 +74,11 @@ pub fn context() -> AioContext {
     AioContext::new(settings()).expect("the engine works here")
 }
 
+/// What the secret `secret` of every graph holds.
+pub const PASSPHRASE: &[u8] = b"open sesame";
+
 /// Opens one node from its options as key=value, in a graph of its own, which has the throttle groups `unlimited`,
-/// `limited` and `far` (from its limit).
+/// `limited` and `far` (from its limit), and the secret `secret`.
 pub fn open(options: &str) -> OpenResult<(Graph, Arc<Node>)> {
     let graph = Graph::default();
     for (name, average) in [("unlimited", 0), ("limited", 3000), ("far", 1_000_000_000)] {
@@ -82,6 +86,7 @@ pub fn open(options: &str) -> OpenResult<(Graph, Arc<Node>)> {
         limits.set_rate(Limited::IopsTotal, Rate { average, ..Rate::default() });
         graph.throttle_groups().create(name, limits)?;
     }
+    graph.secrets().add("secret", Secret::new(PASSPHRASE.to_vec()))?;
     let node =
         graph.blockdev_add(parse_keyval(&format!("{options},node-name=top"), Some("driver")).expect("syntax"))?;
     Ok((graph, node))

@@ -40,7 +40,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 
-    /// The format of the image [default: by its name: qcow2, vdi, vhd (vpc), vhdx or vmdk behind the last dot, else raw; what is in it is never looked at]
+    /// The format of the image [default: by its name: luks, qcow2, vdi, vhd (vpc), vhdx or vmdk behind the last dot, else raw; what is in it is never looked at]
     #[arg(long, value_name = "DRIVER", help_heading = "The image")]
     format: Option<String>,
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::schema::{Member, QapiType, Schema};
 use crate::options::table::{OptionKind, OptionRow};
-use crate::options::{EXPORT_OPTIONS, IOTHREAD_OPTIONS};
+use crate::options::{EXPORT_OPTIONS, IOTHREAD_OPTIONS, SECRET_OPTIONS};
 
 /// An export's options.
 pub fn export(schema: &mut Schema) -> String {
@@ -18,17 +18,21 @@ pub fn export(schema: &mut Schema) -> String {
 /// An object's options.
 pub fn object(schema: &mut Schema) -> String {
     schema.union("ObjectOptions", "qom-type", |schema| {
-        let tag = schema.choice("ObjectType", &["iothread", "throttle-group"]);
+        let tag = schema.choice("ObjectType", &["iothread", "secret", "throttle-group"]);
         let common = vec![Member::required("qom-type", tag), Member::required("id", String::describe(schema))];
         let own: Vec<OptionRow> = IOTHREAD_OPTIONS.iter().filter(|row| row.name != "id").copied().collect();
         let iothread = schema.object("IothreadProperties", |schema| members(schema, &own));
+        let own: Vec<OptionRow> = SECRET_OPTIONS.iter().filter(|row| row.name != "id").copied().collect();
+        let secret = schema.object("SecretProperties", |schema| members(schema, &own));
         let group = schema.object("ThrottleGroupProperties", |schema| {
             let limits = schema.object("ThrottleLimits", |schema| limits(schema, ""));
             let mut members = vec![Member::optional("limits", limits)];
             members.extend(self::limits(schema, "x-"));
             members
         });
-        (common, vec![("iothread".to_owned(), iothread), ("throttle-group".to_owned(), group)])
+        let variants =
+            [("iothread".to_owned(), iothread), ("secret".to_owned(), secret), ("throttle-group".to_owned(), group)];
+        (common, variants.to_vec())
     })
 }
 

@@ -13,8 +13,15 @@ use clap::ValueEnum;
 use super::{Config, ExportConfig, IothreadConfig, QueueMapping, Step, UsageError};
 
 /// The formats that follow from how a file's name ends.
-const FORMATS: [(&str, &str); 5] =
-    [("qcow2", "qcow2"), ("vdi", "vdi"), ("vhd", "vpc"), ("vhdx", "vhdx"), ("vmdk", "vmdk")];
+const FORMATS: [(&str, &str); 7] = [
+    ("luks", "luks"),
+    ("qcow2", "qcow2"),
+    ("vdi", "vdi"),
+    ("vhd", "vpc"),
+    ("vhdx", "vhdx"),
+    ("vmdk", "vmdk"),
+    ("vpc", "vpc"),
+];
 
 /// How the host caches an image, by the names of `qemu-img -t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -10,8 +10,8 @@ use blockport_block::throttle::ThrottleLimits;
 use clap::{ArgMatches, Args};
 
 use super::{
-    ChardevConfig, Config, ExportConfig, Invocation, IothreadConfig, MonitorConfig, Step, ThrottleGroupConfig,
-    UsageError,
+    ChardevConfig, Config, ExportConfig, Invocation, IothreadConfig, MonitorConfig, SecretConfig, Step,
+    ThrottleGroupConfig, UsageError,
 };
 
 /// Objects that qemu-storage-daemon knows and this daemon does not yet.
@@ -21,7 +21,6 @@ const OBJECTS_UNSUPPORTED: &[&str] = &[
     "authz-simple",
     "main-loop",
     "pr-manager-helper",
-    "secret",
     "secret_keyring",
     "thread-context",
     "tls-creds-anon",
@@ -37,7 +36,8 @@ const UNSUPPORTED: &[(&str, &str)] = &[("nbd_server", "--nbd-server"), ("trace",
 #[command(next_help_heading = "Any graph of nodes, in the style of qemu-storage-daemon")]
 #[allow(rustdoc::broken_intra_doc_links, reason = "the comments are help texts, where brackets mean optional parts")]
 pub struct StorageDaemonArgs {
-    /// Create an object: iothread,id=ID[,OPTION=VALUE]... or throttle-group,id=ID[,limits.LIMIT=N]...
+    /// Create an object: iothread,id=ID[,OPTION=VALUE]..., throttle-group,id=ID[,limits.LIMIT=N]... or
+    /// secret,id=ID,file=FILE[,format=base64]
     ///
     /// An iothread runs queues of the exports that name it. It polls for up to poll-max-ns nanoseconds (32768) before
     /// it sleeps; 0 never polls. That time adapts by the factor poll-grow (2) and the divisor poll-shrink (0: from the
@@ -48,6 +48,10 @@ pub struct StorageDaemonArgs {
     /// iops-read and iops-write, operations per second, and bps-total, or bps-read and bps-write, bytes per second; each
     /// with -max behind it for the rate of bursts, and with -max-length for how many seconds one may last (1). With
     /// iops-size=BYTES, a longer operation counts as several.
+    ///
+    /// A secret is the passphrase of an encrypted image, which names it: key-secret=ID of a node of driver `luks`,
+    /// encrypt.key-secret=ID of one of driver `qcow2`. It is the whole content of the file, an end of line included.
+    /// data=TEXT in place of file= shows it to everybody who can list processes.
     ///
     /// `--object help` lists the kinds of objects, `--object iothread,help` the properties of one.
     #[arg(long, value_name = "OBJECT")]
@@ -182,11 +186,14 @@ fn blockdev(text: &str) -> Result<Options, UsageError> {
 /// The answer to a question about objects; `None` if it is none.
 fn object_help(text: &str) -> Option<String> {
     match text {
-        "help" | "?" => Some("Objects:\n  iothread\n  throttle-group\n".to_owned()),
+        "help" | "?" => Some("Objects:\n  iothread\n  secret\n  throttle-group\n".to_owned()),
         "iothread,help" | "iothread,?" => {
             let properties =
                 "  aio-engine=<auto|io_uring|threads>\n  cpu-affinity=<list>\n  poll-grow=<int>\n  poll-max-ns=<int>\n";
             Some(format!("iothread properties:\n{properties}  poll-shrink=<int>\n"))
+        }
+        "secret,help" | "secret,?" => {
+            Some("secret properties:\n  data=<str>\n  file=<path>\n  format=<raw|base64>\n".to_owned())
         }
         "throttle-group,help" | "throttle-group,?" => {
             let limits = ThrottleLimits::default().values();
@@ -206,9 +213,10 @@ fn object(text: &str) -> Result<Step, UsageError> {
         "throttle-group" => {
             ThrottleGroupConfig::from_options(options).map(Step::ThrottleGroup).map_err(UsageError::new)
         }
+        "secret" => SecretConfig::from_options(options).map(Step::Secret).map_err(UsageError::new),
         kind if OBJECTS_UNSUPPORTED.contains(&kind) => {
             Err(UsageError::new(options.unsupported_value("qom-type", kind)))
         }
-        other => Err(UsageError::new(options.invalid("qom-type", other, "iothread or throttle-group"))),
+        other => Err(UsageError::new(options.invalid("qom-type", other, "iothread, secret or throttle-group"))),
     }
 }

@@ -54,7 +54,7 @@ impl Paths {
                         paths.add_socket(address);
                     }
                 }
-                Step::Iothread(_) | Step::ThrottleGroup(_) | Step::Monitor(_) => {}
+                Step::Iothread(_) | Step::ThrottleGroup(_) | Step::Secret(_) | Step::Monitor(_) => {}
             }
         }
         let lists = [&mut paths.images, &mut paths.read_only, &mut paths.ours, &mut paths.allowed];

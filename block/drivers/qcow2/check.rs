@@ -127,6 +127,9 @@ impl Channel {
         counts.add(0, 1);
         let (snapshots, table) = self.read_snapshots(header).await?;
         counts.add_region(table, bits);
+        if let Some((offset, bytes)) = header.encryption {
+            counts.add_region(Region { offset, bytes }, bits);
+        }
         if let Some(bitmaps) = header.bitmaps.filter(|_| header.has_valid_bitmaps()) {
             let regions = self.read_bitmap_regions(bitmaps, cluster).await?;
             for (index, region) in regions.iter().enumerate() {

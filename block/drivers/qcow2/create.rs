@@ -34,6 +34,8 @@ pub struct CreateOptions {
     pub data_file: Option<String>,
     /// The external data file is to be a raw image by itself.
     pub data_file_raw: bool,
+    /// The guest's data is to be encrypted: the header with the keys, as [`crate::drivers::luks::new_volume`] makes it.
+    pub luks: Option<Vec<u8>>,
     /// Refcounts may be written late, and are made anew after a crash.
     pub lazy_refcounts: bool,
     /// What is allocated at once. [`new_image`] leaves that to [`create`].
@@ -53,6 +55,7 @@ impl Default for CreateOptions {
             backing: None,
             data_file: None,
             data_file_raw: false,
+            luks: None,
             lazy_refcounts: false,
             preallocation: Preallocation::Off,
         }
@@ -125,6 +128,7 @@ impl CreateOptions {
             backing_format: self.backing.as_ref().map(|(_, format)| format.clone()),
             data_file: self.data_file.clone(),
             bitmaps: None,
+            encryption: None,
         })
     }
 }
@@ -192,10 +196,12 @@ pub fn new_image(options: &CreateOptions) -> OpenResult<Vec<u8>> {
     let geometry = Geometry::new(&header, cluster);
     let l1_entries = header.l1_entries_for(options.size).max(1);
     let l1_clusters = (l1_entries * 8).div_ceil(cluster);
-    // Header, refcount table, refcount blocks, L1 table; the counts of all of them fit.
+    let luks_bytes = options.luks.as_ref().map_or(0, Vec::len) as u64;
+    let luks_clusters = luks_bytes.div_ceil(cluster);
+    // Header, refcount table, refcount blocks, L1 table, keys; the counts of all of them fit.
     let (mut table, mut blocks) = (1, 1);
     let clusters = loop {
-        let clusters = 1 + table + blocks + l1_clusters;
+        let clusters = 1 + table + blocks + l1_clusters + luks_clusters;
         let more_blocks = clusters.div_ceil(geometry.refcounts_per_block()).max(blocks);
         let more_table = (more_blocks * 8).div_ceil(cluster).max(table);
         if (more_blocks, more_table) == (blocks, table) {
@@ -206,6 +212,8 @@ pub fn new_image(options: &CreateOptions) -> OpenResult<Vec<u8>> {
     header.l1_entries = u32::try_from(l1_entries).unwrap_or(u32::MAX);
     header.l1_offset = (1 + table + blocks) * cluster;
     header.refcount_table_clusters = table as u32;
+    let luks_at = header.l1_offset + l1_clusters * cluster;
+    header.encryption = options.luks.as_ref().map(|_| (luks_at, luks_bytes));
 
     let mut image = header_cluster(&header, options)?;
     for block in 0..blocks {
@@ -220,6 +228,10 @@ pub fn new_image(options: &CreateOptions) -> OpenResult<Vec<u8>> {
         }
     }
     image.extend(counts.iter().flat_map(|word: &u64| word.to_be_bytes()));
+    if let Some(luks) = &options.luks {
+        image.resize(luks_at as usize, 0);
+        image.extend(luks);
+    }
     image.resize((clusters * cluster) as usize, 0);
     // It must pass the checks of whoever opens it.
     Header::parse(&image[..cluster as usize])?;
@@ -240,6 +252,9 @@ fn header_cluster(header: &Header, options: &CreateOptions) -> OpenResult<Vec<u8
     }
     if let Some(name) = &header.data_file {
         extension(super::header::EXTENSION_DATA_FILE, name.as_bytes());
+    }
+    if let Some((offset, bytes)) = header.encryption {
+        extension(super::header::EXTENSION_ENCRYPTION, &[offset.to_be_bytes(), bytes.to_be_bytes()].concat());
     }
     if header.version == 3 && options.cluster_size >= FEATURE_NAMES_FROM {
         let mut names = Vec::new();
@@ -262,7 +277,7 @@ fn header_cluster(header: &Header, options: &CreateOptions) -> OpenResult<Vec<u8
     bytes.extend((name.len() as u32).to_be_bytes());
     bytes.extend(header.cluster_bits.to_be_bytes());
     bytes.extend(header.size.to_be_bytes());
-    bytes.extend(0u32.to_be_bytes());
+    bytes.extend(header.encryption.map_or(0, |_| super::header::CRYPT_METHOD_LUKS).to_be_bytes());
     bytes.extend(header.l1_entries.to_be_bytes());
     bytes.extend(header.l1_offset.to_be_bytes());
     bytes.extend(header.refcount_table_offset.to_be_bytes());

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 use crate::driver::{BlockFuture, InFlight, WriteFlags};
+use crate::drivers::luks::Cipher;
 use crate::iovec::{self, IoVec};
+use crate::node::SECTOR;
 
 /// Encrypts what a guest writes.
 pub trait PayloadCipher: Send + Sync {
@@ -15,6 +17,17 @@ pub trait PayloadCipher: Send + Sync {
 
     /// The reverse.
     fn decrypt(&self, offset: u64, data: &mut [u8]);
+}
+
+/// LUKS counts sectors from the start of the file.
+impl PayloadCipher for Cipher {
+    fn encrypt(&self, offset: u64, data: &mut [u8]) {
+        Self::encrypt(self, offset / SECTOR, data);
+    }
+
+    fn decrypt(&self, offset: u64, data: &mut [u8]) {
+        Self::decrypt(self, offset / SECTOR, data);
+    }
 }
 
 impl Channel {

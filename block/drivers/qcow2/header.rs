@@ -41,6 +41,10 @@ pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(super) const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
 pub(super) const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 pub(super) const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
+/// Where the header of the encryption lies.
+pub(super) const EXTENSION_ENCRYPTION: u32 = 0x0537_be77;
+/// The method of encryption that has one: LUKS.
+pub(super) const CRYPT_METHOD_LUKS: u32 = 2;
 
 /// How compressed clusters are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,9 @@ pub(super) struct BitmapDirectory {
     pub bytes: u64,
     pub offset: u64,
 }
+
+/// The most bytes of the header of the encryption: what it is ever read of.
+const ENCRYPTION_BYTES_MAX: u64 = crate::drivers::luks::REGION_BYTES_MAX;
 
 /// All that the header says, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +91,8 @@ pub(super) struct Header {
     pub backing_format: Option<String>,
     pub data_file: Option<String>,
     pub bitmaps: Option<BitmapDirectory>,
+    /// Where the LUKS header with its keys lies, and how long it is, in bytes: the guest's data is encrypted.
+    pub encryption: Option<(u64, u64)>,
 }
 
 /// The cluster size in bytes, from the first bytes of an image, so that all of the header can be read.
@@ -165,13 +174,18 @@ impl Header {
             backing_format: None,
             data_file: None,
             bitmaps: None,
+            encryption: None,
         };
         let feature_names = header.read_extensions(&bytes, length as usize)?;
         header.refuse_unknown_features(feature_names)?;
         match bytes.u32(32)? {
-            0 => {}
+            // The extension by itself means nothing.
+            0 => header.encryption = None,
+            CRYPT_METHOD_LUKS if header.encryption.is_some() => {}
             1 => return Err(OpenError::new("it is encrypted by the legacy AES method, which is not supported")),
-            2 => return Err(OpenError::new("it is encrypted by LUKS, which is not supported yet")),
+            CRYPT_METHOD_LUKS => {
+                return Err(OpenError::new("it is encrypted by LUKS, and does not say where its keys are"));
+            }
             method => return Err(OpenError(format!("it is encrypted by the unknown method {method}"))),
         }
         header.read_compression(if length > 104 { cluster.get(104).copied().unwrap_or(0) } else { 0 })?;
@@ -208,6 +222,12 @@ impl Header {
                     self.data_file = Some(bytes.text(at, len, "the name of the external data file")?);
                 }
                 EXTENSION_FEATURE_NAMES => names = data,
+                EXTENSION_ENCRYPTION => {
+                    if len < 16 {
+                        return Err(OpenError::new("the encryption extension has a wrong length"));
+                    }
+                    self.encryption = Some((bytes.u64(at)?, bytes.u64(at + 8)?));
+                }
                 EXTENSION_BITMAPS => {
                     if len != 24 {
                         return Err(OpenError::new("the bitmaps extension has a wrong length"));
@@ -330,6 +350,12 @@ impl Header {
             check_place("the directory of bitmaps", bitmaps.offset, bitmaps.bytes, cluster)?;
         } else if self.has_valid_bitmaps() {
             return fail("it claims to have bitmaps and does not say where".to_owned());
+        }
+        if let Some((offset, bytes)) = self.encryption {
+            if bytes == 0 || bytes > ENCRYPTION_BYTES_MAX {
+                return fail(format!("a header of the encryption of {bytes} bytes is too large or empty"));
+            }
+            check_place("the header of the encryption", offset, bytes, cluster)?;
         }
         if self.autoclear & AUTOCLEAR_RAW_DATA != 0 && !self.has_data_file() {
             return fail("it claims to have a raw external data file and has none".to_owned());

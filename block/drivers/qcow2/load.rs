@@ -149,6 +149,9 @@ impl Channel {
         let (snapshots, table) = self.read_snapshots(header).await?;
         regions.push(("the snapshot table", table));
         regions.extend(snapshots.iter().map(|snapshot| ("a snapshot's L1 table", snapshot.l1())));
+        regions.extend(
+            header.encryption.map(|(offset, bytes)| ("the header of the encryption", Region { offset, bytes })),
+        );
         if let Some(bitmaps) = header.bitmaps.filter(|_| header.has_valid_bitmaps()) {
             let found = self.read_bitmap_regions(bitmaps, cluster).await?;
             regions.extend(found.into_iter().map(|region| ("a table of bitmaps", region)));

@@ -90,6 +90,8 @@ pub(super) const ROW: DriverRow = DriverRow {
             "data-file",
             "the node with the guest's data, if it is in a file of its own; default: the file that the image names",
         ),
+        ("encrypt.format", "luks: the image is encrypted so"),
+        ("encrypt.key-secret", "the id of the object of type secret that opens an encrypted image"),
         ("l2-cache-size", "memory for the mapping, in bytes, default 32M"),
         ("l2-cache-entry-size", "the unit in which the mapping is read, 512 to a cluster, default 4K"),
         ("refcount-cache-size", "memory for refcounts, in bytes, default 2M"),

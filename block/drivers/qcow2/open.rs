@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex};
 
 use super::super::own_loop::on_own_loop;
 use super::Qcow2;
+use super::data::PayloadCipher;
 use super::geometry::Geometry;
 use super::header::{Header, HeaderSector};
 use super::load::{CacheSizes, read_header};
 use super::state::{Image, State};
 use crate::child::Child;
 use crate::driver::BlockDriver;
+use crate::drivers::luks;
 use crate::error::{OpenError, OpenResult};
 use crate::graph::{OpenContext, StatedFile};
 use crate::node::SECTOR;
@@ -70,7 +72,6 @@ impl Settings {
             "pass-discard-other",
             "discard-no-unref",
             "cache-clean-interval",
-            "encrypt",
         ])?;
         Ok(Self { caches, slice_bytes, pass_discards, lazy, for_repair })
     }
@@ -97,6 +98,8 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
     let previous = context.previous::<Qcow2>().and_then(|image| image.backing()).map(|backing| backing.node());
     let backing = context.backing_child(options, "backing", &file, previous, stated).map_err(named)?;
 
+    let cipher = open_cipher(options, context, &file, &header).map_err(named)?;
+
     let geometry = Geometry::new(&header, settings.slice_bytes);
     let is_read_only = |child: &Arc<Child>| child.node().is_read_only();
     let writable = !node.read_only && !is_read_only(&file) && !data.as_ref().is_some_and(is_read_only);
@@ -115,7 +118,7 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
         lazy: AtomicBool::new(lazy),
         size,
         broken: AtomicBool::new(false),
-        cipher: None,
+        cipher,
         tracking: AtomicBool::new(false),
         bitmaps: Mutex::default(),
         state: Mutex::new(State::unloaded(geometry, header, sector, settings.caches)),
@@ -129,6 +132,34 @@ pub(super) fn open(options: &mut Options, context: &OpenContext<'_>) -> OpenResu
         has_backing,
         active: AtomicBool::new(false),
     }))
+}
+
+/// The cipher of an encrypted image, opened by the secret that the options name.
+fn open_cipher(
+    options: &mut Options,
+    context: &OpenContext<'_>,
+    file: &Arc<Child>,
+    header: &Header,
+) -> OpenResult<Option<Arc<dyn PayloadCipher>>> {
+    let format = options.take_enum("encrypt.format", &[("luks", ())]).map_err(OpenError::new)?;
+    let key_secret = options.take_str("encrypt.key-secret").map_err(OpenError::new)?;
+    let Some((start, bytes)) = header.encryption else {
+        return match format.is_some() || key_secret.is_some() {
+            true => Err(OpenError::new("options \"encrypt\" are given, and it is not encrypted")),
+            false => Ok(None),
+        };
+    };
+    let Some(key_secret) = key_secret else {
+        return Err(OpenError::new(
+            "it is encrypted by LUKS: give encrypt.key-secret, the id of an object of type secret",
+        ));
+    };
+    let secret = context.secret(options, "encrypt.key-secret", &key_secret)?;
+    let (cipher, _) = on_own_loop("qcow2-control", |context| {
+        let channel = file.channel(context)?;
+        context.run_until(async move { luks::unlock(&channel, start, bytes, secret.bytes()).await })
+    })?;
+    Ok(Some(Arc::new(cipher)))
 }
 
 fn open_data_file(

@@ -80,19 +80,23 @@ impl Channel {
         }
         match mode {
             Preallocation::Off => Ok(()),
+            // Zeroes of the file would be noise, decrypted: they are written.
+            _ if self.image.cipher.is_some() => self.write_out_zeroes(plan.host, bytes).await,
             // In a file of its own, the guest's data is where it has been.
             Preallocation::Metadata if plan.zeroed || plan.taken.is_none() => Ok(()),
             Preallocation::Metadata | Preallocation::Falloc => {
                 self.data.pwrite_zeroes(plan.host, bytes, WriteFlags::default()).await
             }
-            Preallocation::Full => {
-                let zeroes = AlignedBuffer::new(bytes.min(ZEROES_BYTES) as usize, 4096);
-                for at in (0..bytes).step_by(ZEROES_BYTES as usize) {
-                    let part = zeroes.iov().part(0, (bytes - at).min(ZEROES_BYTES) as usize);
-                    self.write_data(plan.host + at, &[part], WriteFlags::default(), None).await?;
-                }
-                Ok(())
-            }
+            Preallocation::Full => self.write_out_zeroes(plan.host, bytes).await,
         }
+    }
+
+    async fn write_out_zeroes(&self, host: u64, bytes: u64) -> BlockResult {
+        let zeroes = AlignedBuffer::new(bytes.min(ZEROES_BYTES) as usize, 4096);
+        for at in (0..bytes).step_by(ZEROES_BYTES as usize) {
+            let part = zeroes.iov().part(0, (bytes - at).min(ZEROES_BYTES) as usize);
+            self.write_data(host + at, &[part], WriteFlags::default(), None).await?;
+        }
+        Ok(())
     }
 }

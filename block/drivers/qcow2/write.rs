@@ -90,9 +90,10 @@ impl Channel {
         let backing = self.backing_length();
         let is_zero = |offset, bytes| self.attempt(move |state| state.reads_zero(offset, bytes, backing));
         let (head_zero, tail_zero) = (is_zero(plan.start, head).await?, is_zero(plan.data_end, tail).await?);
-        // Zeroes need not be written where there are zeroes.
-        let head = if head_zero && plan.zeroed { 0 } else { head };
-        let tail = if tail_zero && plan.zeroed { 0 } else { tail };
+        // Zeroes need not be written where there are zeroes; decrypted, those would be noise.
+        let zeroed = plan.zeroed && self.image.cipher.is_none();
+        let head = if head_zero && zeroed { 0 } else { head };
+        let tail = if tail_zero && zeroed { 0 } else { tail };
         if head == 0 && tail == 0 {
             return self.write_data(plan.host + (at - plan.start), iov, WriteFlags::default(), None).await;
         }

@@ -5,6 +5,7 @@
 mod images;
 mod imports;
 mod imports_hostile;
+mod luks;
 #[path = "../../testing/mod.rs"]
 mod testing;
 

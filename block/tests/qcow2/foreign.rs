@@ -166,9 +166,11 @@ fn what_cannot_be_served_is_refused_by_name() {
         return;
     }
     let error = open(&format!("qcow2,file.driver=file,file.filename={path}")).err().expect("it is encrypted");
-    assert!(error.0.contains("encrypted") && error.0.contains("LUKS"), "{error}");
+    assert!(error.0.contains("encrypted") && error.0.contains("encrypt.key-secret"), "{error}");
     let read_only = open(&format!("qcow2,read-only=on,file.driver=file,file.filename={path}"));
     assert!(read_only.is_err(), "nor is ciphertext served to readers");
+    let wrong = open(&format!("qcow2,encrypt.key-secret=secret,file.driver=file,file.filename={path}"));
+    assert!(wrong.err().expect("that is another secret").0.contains("none of its key slots"));
 
     // A backing file without a format, which old programs made.
     create_raw(&place.path("base"), &[1; 65536]);

@@ -10,6 +10,7 @@ use blockport_block::options::{Options, parse_keyval};
 use clap::{Args, ValueEnum};
 
 use super::Failure;
+use crate::options::Disk;
 
 /// How the host caches an image, by the names of `qemu-img -t`.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,22 +107,9 @@ impl Default for Opening {
     }
 }
 
-/// The formats that a name can tell: its end, and the driver.
-const BY_NAME: [(&str, &str); 7] = [
-    ("qcow2", "qcow2"),
-    ("luks", "luks"),
-    ("vmdk", "vmdk"),
-    ("vhdx", "vhdx"),
-    ("vhd", "vpc"),
-    ("vpc", "vpc"),
-    ("vdi", "vdi"),
-];
-
 /// The format of a file whose format is not stated.
 pub fn format_by_name(path: &str) -> &'static str {
-    let extension = Path::new(path).extension().and_then(|extension| extension.to_str()).unwrap_or("");
-    let known = BY_NAME.iter().find(|(end, driver)| *end == extension && drivers::find(driver).is_some());
-    known.map_or("raw", |(_, driver)| driver)
+    Disk::format_by_name(Path::new(path))
 }
 
 /// Whether a path leads to a block device.

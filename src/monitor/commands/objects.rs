@@ -1,4 +1,4 @@
-//! Commands about objects: iothreads and throttle groups, and their properties in the object model that users of QEMU know.
+//! Commands about objects: iothreads, throttle groups and secrets, and their properties in the object model that users of QEMU know.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::super::dispatch::{Command, CommandError, CommandResult, command, quer
 use super::super::options_schema;
 use super::super::schema::{Arguments, Done, NoArguments, QapiType, Schema, answer, arguments};
 use crate::daemon::{Daemon, IothreadObject};
-use crate::options::{IothreadConfig, ThrottleGroupConfig};
+use crate::options::{IothreadConfig, SecretConfig, ThrottleGroupConfig};
 
 /// This theme's table.
 pub const COMMANDS: &[&dyn Command] = &[
@@ -27,6 +27,7 @@ pub const COMMANDS: &[&dyn Command] = &[
 enum ObjectAdd {
     Iothread(IothreadConfig),
     ThrottleGroup(ThrottleGroupConfig),
+    Secret(SecretConfig),
 }
 
 impl Arguments for ObjectAdd {
@@ -34,7 +35,8 @@ impl Arguments for ObjectAdd {
         match options.require_str("qom-type")?.as_str() {
             "iothread" => IothreadConfig::from_options(options).map(Self::Iothread),
             "throttle-group" => ThrottleGroupConfig::from_options(options).map(Self::ThrottleGroup),
-            other => Err(options.invalid("qom-type", other, "iothread or throttle-group")),
+            "secret" => SecretConfig::from_options(options).map(Self::Secret),
+            other => Err(options.invalid("qom-type", other, "iothread, secret or throttle-group")),
         }
     }
 }
@@ -49,6 +51,7 @@ fn object_add(daemon: &mut Daemon, object: ObjectAdd) -> CommandResult<Done> {
     match object {
         ObjectAdd::Iothread(config) => daemon.add_iothread(config)?,
         ObjectAdd::ThrottleGroup(config) => daemon.add_throttle_group(&config)?,
+        ObjectAdd::Secret(config) => daemon.add_secret(&config)?,
     }
     Ok(Done {})
 }
@@ -64,6 +67,8 @@ fn object_del(daemon: &mut Daemon, arguments: ObjectId) -> CommandResult<Done> {
     let id = &arguments.id;
     match daemon.graph.throttle_groups().find(id) {
         Some(_) => daemon.graph.throttle_groups().remove(id)?,
+        // What was opened with a secret stays open.
+        None if daemon.graph.secrets().remove(id) => {}
         None => daemon.objects.remove(id, &daemon.exports.users_of(id))?,
     }
     Ok(Done {})
@@ -127,6 +132,7 @@ enum Place<'a> {
     Objects,
     Iothread(&'a IothreadObject),
     ThrottleGroup(Arc<ThrottleGroup>),
+    Secret,
 }
 
 impl Place<'_> {
@@ -136,6 +142,7 @@ impl Place<'_> {
             Self::Root | Self::Objects => "container",
             Self::Iothread(_) => "iothread",
             Self::ThrottleGroup(_) => "throttle-group",
+            Self::Secret => "secret",
         }
     }
 
@@ -150,7 +157,8 @@ fn find<'a>(daemon: &'a Daemon, path: &str) -> CommandResult<Place<'a>> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let object = |id| {
         let group = || daemon.graph.throttle_groups().find(id).map(Place::ThrottleGroup);
-        daemon.objects.iothread(id).map(Place::Iothread).or_else(group)
+        let secret = || daemon.graph.secrets().find(id).map(|_| Place::Secret);
+        daemon.objects.iothread(id).map(Place::Iothread).or_else(group).or_else(secret)
     };
     let place = match parts.as_slice() {
         [] => Some(Place::Root),
@@ -186,7 +194,10 @@ fn qom_list(daemon: &mut Daemon, arguments: QomPath) -> CommandResult<Vec<Object
             list.extend(daemon.objects.iothreads().map(|object| property(&object.config().id, "child<iothread>")));
             let groups = daemon.graph.throttle_groups().names();
             list.extend(groups.iter().map(|name| property(name, "child<throttle-group>")));
+            list.extend(daemon.graph.secrets().ids().iter().map(|id| property(id, "child<secret>")));
         }
+        // What it holds is for nodes alone.
+        Place::Secret => {}
         Place::ThrottleGroup(group) => {
             list.push(property("limits", "ThrottleLimits"));
             list.extend(group.limits().values().iter().map(|(name, _)| property(&format!("x-{name}"), "int")));
@@ -213,7 +224,7 @@ fn qom_get(daemon: &mut Daemon, arguments: QomProperty) -> CommandResult<Value> 
     let place = find(daemon, &path)?;
     let value = match (&place, property.as_str()) {
         (_, "type") => Some(place.kind().into()),
-        (Place::Root | Place::Objects, _) => None,
+        (Place::Root | Place::Objects | Place::Secret, _) => None,
         (Place::Iothread(object), "poll-max-ns") => Some(object.config().poll_max_ns.into()),
         (Place::Iothread(object), "poll-grow") => Some(object.config().poll_grow.into()),
         (Place::Iothread(object), "poll-shrink") => Some(object.config().poll_shrink.into()),
