@@ -301,8 +301,6 @@ impl VhostUserBackendReqHandler for Session {
             if !self.rings_started.swap(true, Ordering::Relaxed) {
                 let config_read = self.config_read.load(Ordering::Relaxed);
                 let kept = state.inflight.as_ref().and_then(|region| region.write_cache());
-                // A front-end that keeps the region goes on with the daemon after us, which must find what we completed.
-                self.export.backend.set_keeps_writes(state.inflight.is_some());
                 self.export.write_cache.first_start(config_read, kept, state.features, &self.export.backend);
                 self.keep_write_cache(state);
             }

@@ -112,6 +112,8 @@ impl Session {
 
     /// The same where the medium is active and claimed.
     pub(super) fn start_active(&self, state: &mut SessionState, index: usize) -> Result<()> {
+        // A front-end that keeps the region goes on with the daemon after us, which must find what we completed.
+        self.export.backend.set_keeps_writes(state.inflight.is_some());
         if state.features & bit(VIRTIO_F_VERSION_1) == 0 {
             return Err(refuse(LEGACY));
         }
